@@ -1,0 +1,139 @@
+"""Big chunks, the batches that are cut from them, and what a collector gives back for a window.
+
+In: pixels and a table of windows.  Out: BigChunk → Batch, SmallChunk; ProcessedPiece.  Never opens a slide or a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.dataset import Patient, Slide
+from streamwsi.errors import ChunkError
+from streamwsi.geometry import Window, Windows
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+class Status(IntEnum):
+    """How a window of the plan ended; each ends with exactly one."""
+
+    WRITTEN = 0
+    """It has a row."""
+    NONE = 1
+    """The collector gave nothing for it."""
+    SKIPPED = 2
+    """Its pixels could not be read."""
+    STOPPED = 3
+    """It lies behind the place where ``is_finished`` stopped its patient."""
+
+
+@dataclass(frozen=True, eq=False)
+class SmallChunk:
+    """One window's pixels."""
+
+    window: Window
+    pixels: UInt8Array
+    """(height, width, 3) uint8, RGB; a view into its big chunk."""
+
+    def __post_init__(self) -> None:
+        expected = (self.window.height, self.window.width, 3)
+        if self.pixels.shape != expected:
+            raise ChunkError(f"window {self.window.index}: pixels must be {expected}, got {self.pixels.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows of one big chunk, stacked for a model; all of one size."""
+
+    pixels: UInt8Array
+    """(n, height, width, 3) uint8, RGB, contiguous."""
+    windows: Windows
+    """Their windows, in the rows' order."""
+    slide: Slide
+    """The slide they are of, with what its reader says."""
+    patient: Patient
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[SmallChunk]:
+        return (SmallChunk(window, self.pixels[row]) for row, window in enumerate(self.windows))
+
+
+@dataclass(frozen=True)
+class ProcessedPiece:
+    """What a collector returns for one window, where it does not return one row for each."""
+
+    window: Window
+    value: Any
+    """An array or a number; of one shape and dtype throughout a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class BigChunk:
+    """A bounded group of neighbouring windows with the pixels they need: the unit of work."""
+
+    windows: Windows
+    """All its windows, in the order of the plan."""
+    pixels: UInt8Array
+    """(height, width, 3) uint8: one region; or (n, height, width, 3): packed, one per window."""
+    origin: tuple[int, int] | None
+    """(x, y) of the region, in pixels of the level read; None where the windows are packed."""
+    skipped: npt.NDArray[np.bool_]
+    """(n,) bool: windows whose pixels could not be read."""
+
+    def __post_init__(self) -> None:
+        ndim = 3 if self.origin is not None else 4
+        if self.pixels.ndim != ndim or self.pixels.shape[-1] != 3 or len(self.skipped) != len(self.windows):
+            raise ChunkError(
+                f"a {'region' if ndim == 3 else 'packed chunk'} of {len(self.windows)} windows must have {ndim} axes, the last "
+                f"one of 3 channels, and a flag per window; got {self.pixels.shape} and {len(self.skipped)} flags"
+            )
+
+    def pixels_of(self, row: int) -> UInt8Array:
+        """(height, width, 3) uint8: the pixels of one window, a view."""
+        width, height = self.windows.size[row].tolist()
+        if self.origin is None:
+            return self.pixels[row, :height, :width]
+        x, y = (self.windows.start[row] - self.origin).tolist()
+        return self.pixels[y : y + height, x : x + width]
+
+    def small_chunks(self) -> Iterator[SmallChunk]:
+        """Every window that could be read, with its pixels."""
+        for row in np.flatnonzero(~self.skipped).tolist():
+            yield SmallChunk(self.windows[row], self.pixels_of(row))
+
+    @cached_property
+    def readable_rows(self) -> npt.NDArray[np.intp]:
+        """Rows of the windows that could be read."""
+        return np.flatnonzero(~self.skipped)
+
+    def batch_rows(self, batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
+        """Rows of each batch: windows of one size, in the order of the plan, at most `batch_size` of them.
+
+        The cut depends on nothing but the chunk, so that a chunk processed again is cut the same way.
+        """
+        rows = self.readable_rows
+        sizes, group = np.unique(self.windows.size[rows], axis=0, return_inverse=True)
+        # the full-sized windows come first, then those that an adaptive border has cut
+        for number in range(len(sizes) - 1, -1, -1):
+            members = rows[group.ravel() == number]
+            for first in range(0, len(members), batch_size):
+                yield members[first : first + batch_size]
+
+    def stack(self, rows: npt.NDArray[np.intp]) -> UInt8Array:
+        """(n, height, width, 3) uint8, contiguous: the pixels of windows of one size, copied once."""
+        width, height = self.windows.size[rows[0]].tolist()
+        if self.origin is None and (height, width) == self.pixels.shape[1:3] and np.all(np.diff(rows) == 1):
+            return self.pixels[rows[0] : rows[-1] + 1]
+        stacked = np.empty((len(rows), height, width, 3), np.uint8)
+        for target, row in zip(stacked, rows.tolist(), strict=True):
+            target[...] = self.pixels_of(row)
+        return stacked

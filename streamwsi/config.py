@@ -1,0 +1,137 @@
+"""What a run was asked to do: the fields that decide its results, and those that only decide how it is carried out.
+
+In: options as users give them.  Out: frozen, checked structures.  Never reads a file or the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import msgspec
+
+from streamwsi.errors import ConfigError
+from streamwsi.geometry import BORDERS, Border
+
+OnBadRegion = Literal["fail", "skip"]
+Transport = Literal["auto", "ipc", "tcp"]
+Durability = Literal["process", "power"]
+
+
+class Defining(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that change what a run writes. A folder holds the results of one such set."""
+
+    kernel_size: tuple[int, int]
+    """(width, height) of a window, in pixels of the level read."""
+    stride: tuple[int, int]
+    """(x, y) steps, in pixels of the level read."""
+    level: int | str
+    """The level read, or what stands for the callable that chooses it."""
+    border: Border
+    reader: str
+    background: tuple[int, int, int]
+    """RGB, 0–255, of what lies outside the slide or has no data."""
+    on_bad_region: OnBadRegion
+    """``fail``: the slide fails; ``skip``: the windows that touch what cannot be read are skipped."""
+    collector: str
+    """The collector's name, for people."""
+    collector_mode: str
+    collector_arguments: dict[str, Any]
+    columns: tuple[str, ...] | None
+    batch_size: int
+    """Windows in a batch, at most."""
+    format: str
+    """``csv`` or ``hdf5``."""
+    one_file: bool
+    """All patients in one file."""
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that do not change what a run writes, and may differ from one run on a folder to the next."""
+
+    loaders: int = 1
+    collectors: int = 1
+    writers: int = 1
+    threads: int = 0
+    """Decode threads of each loader; 0: one per processor that this process may use, shared among the loaders."""
+    devices: tuple[str, ...] = ()
+    """Dealt to the collectors in turn; empty: every collector's device is None."""
+    chunk_px: int = 1 << 21
+    """Pixels of a big chunk, about; a chunk holds at least one window."""
+    loader_credits: int = 0
+    """Chunks a loader may hold, being read or waiting to be sent; 0: two more than its threads."""
+    collector_credits: int = 2
+    """Chunks a collector may hold: one it works on, the others on their way."""
+    writer_credits: int = 16
+    """Chunks a writer may have outstanding: sent to a collector and not yet committed."""
+    min_chunk_interval_s: float = 0.0
+    """A loader begins chunks at least this far apart, to spare a shared disk; 0: no limit."""
+    max_restarts: int = 5
+    """Workers that may be replaced in one run."""
+    grace_s: float = 10.0
+    """How long what is in flight may take to finish and be committed once the run is told to stop."""
+    transport: Transport = "auto"
+    """``ipc``: sockets in a private folder; ``tcp``: loopback under CURVE; ``auto``: ipc where the system has it."""
+    durability: Durability = "process"
+    """What a commit survives: the end of any process, or a loss of power too."""
+
+
+class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how a writer stores pieces."""
+
+    folder: str
+    format: Literal["csv", "hdf5"]
+    one_file: bool = False
+    publish_partial: bool = False
+    journal_dir: str | None = None
+    """Where the journals lie; None: ``.journal`` in the folder."""
+    compression: str | None = None
+    """HDF5 only: ``gzip`` or ``lzf`` for the values; None: stored as they are."""
+
+
+def positive_pair(value: Any, name: str) -> tuple[int, int]:
+    """An int or a (width, height) of ints, each at least 1, as a pair; else ConfigError."""
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(pair) != 2 or not all(isinstance(number, int) and not isinstance(number, bool) for number in pair):
+        raise ConfigError(f"{name} must be an int or (width, height), got {value!r}")
+    if min(pair) < 1:
+        raise ConfigError(f"{name} must be at least 1 pixel, got {value!r}")
+    return pair[0], pair[1]
+
+
+def at_least(value: Any, least: float, name: str) -> Any:
+    """`value` if it is a number not below `least`; else ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        raise ConfigError(f"{name} must be at least {least}, got {value!r}")
+    return value
+
+
+def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
+    """`value` if it is among `allowed`; else ConfigError."""
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def check_border(value: Any) -> Border:
+    """`value` if it is a border mode; else ConfigError."""
+    border: Border = one_of(value, BORDERS, "border")
+    return border
+
+
+def check_background(value: Any) -> tuple[int, int, int]:
+    """An (R, G, B) of ints from 0 to 255; else ConfigError."""
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
+    ):
+        return value[0], value[1], value[2]
+    raise ConfigError(f"background must be (R, G, B) with each from 0 to 255, got {value!r}")
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

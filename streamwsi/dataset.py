@@ -1,0 +1,338 @@
+"""Which slides belong to which patient.
+
+In: a folder, a CSV manifest, or code.  Out: a Dataset, checked.  Never opens a slide (of DICOM files it reads the series id).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, overload
+
+import msgspec
+
+from streamwsi.errors import DatasetError, SlideError
+
+SLIDE_EXTENSIONS = frozenset(
+    (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi")
+)
+"""File names that OpenSlide 4 reads. Source: https://openslide.org/formats/"""
+
+_RESERVED_NAMES = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
+_RESERVED_SLIDES = frozenset(("coords", "features"))
+_FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_LONGEST_SUFFIX = ".partial.result"
+_LONGEST_NAME_BYTES = 255 - len(_LONGEST_SUFFIX)
+
+
+def check_id(value: str, what: str) -> str:
+    """Return `value` if it can name a file on every system, else raise DatasetError saying why not."""
+
+    def refuse(why: str) -> DatasetError:
+        return DatasetError(f"{what} {value!r} cannot name a file: {why}")
+
+    if not isinstance(value, str):
+        raise DatasetError(f"{what} must be a string, got {type(value).__name__} {value!r}")
+    if not value or not value.strip():
+        raise refuse("it is empty")
+    if bad := _FORBIDDEN_CHARACTERS.search(value):
+        raise refuse(f"it holds {bad.group()!r}")
+    if value.startswith(".") or value.endswith((".", " ")):
+        raise refuse("it begins with a dot, or ends with a dot or a space")
+    if _RESERVED_NAMES.match(value):
+        raise refuse("the name is reserved on Windows")
+    if len(os.fsencode(value)) > _LONGEST_NAME_BYTES:
+        raise refuse(f"it is longer than {_LONGEST_NAME_BYTES} bytes")
+    return value
+
+
+class SlideInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader says of an open slide."""
+
+    level_dimensions: tuple[tuple[int, int], ...]
+    """(width, height) of each level, in its pixels; level 0 is the finest."""
+    level_downsamples: tuple[float, ...]
+    """Level-0 pixels per pixel of each level."""
+    mpp: tuple[float, float] | None
+    """(x, y) micrometres per level-0 pixel, or None where the slide does not say."""
+    power: float | None
+    """Objective power (20.0 for 20×), or None."""
+    vendor: str
+    tile_sizes: tuple[tuple[int, int] | None, ...]
+    """(width, height) of each level's tiles, or None where a level is not tiled."""
+    associated_images: tuple[str, ...]
+    """Names of pictures beside the pyramid (label, macro, thumbnail)."""
+    reader: str
+    """Name of the reader that opened it."""
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.level_dimensions[0]
+
+    @property
+    def level_count(self) -> int:
+        """How many levels the slide has."""
+        return len(self.level_dimensions)
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One whole-slide image: where it lies and what it is called inside its patient."""
+
+    path: Path
+    id: str
+    info: SlideInfo | None = None
+    """What its reader says, once it was opened (a ``level`` callable and a collector see it so); else None."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(os.path.abspath(self.path)))
+        check_id(self.id, "slide id")
+        if self.id in _RESERVED_SLIDES:
+            raise DatasetError(
+                f"slide id {self.id!r} is reserved for the datasets of the HDF5 file; call the slide otherwise"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        # mpp, power, dimensions, level_dimensions, level_downsamples, …: the opened slide answers for its info
+        if not name.startswith("_") and (name in SlideInfo.__struct_fields__ or hasattr(SlideInfo, name)):
+            if self.info is None:
+                raise SlideError(f"slide {self.id!r} is not open: {name} is known only once its reader has opened it")
+            return getattr(self.info, name)
+        raise AttributeError(f"Slide has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Who an output file belongs to: an id, slides named inside it, and records.
+
+    `slides` may be given as a mapping from slide id to path, or as a sequence of Slide. `records` holds anything further,
+    as strings, numbers, booleans, None, and lists and dicts of them.
+    """
+
+    id: str
+    slides: tuple[Slide, ...]
+    records: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        id: str,
+        slides: Mapping[str, str | os.PathLike[str]] | Iterable[Slide],
+        records: Mapping[str, Any] | None = None,
+    ) -> None:
+        object.__setattr__(self, "id", check_id(id, "patient id"))
+        if isinstance(slides, Mapping):
+            slides = [Slide(Path(path), name) for name, path in slides.items()]
+        slides = tuple(slides)
+        if not slides:
+            raise DatasetError(f"patient {id!r} has no slides")
+        doubled = [name for name, count in Counter(slide.id for slide in slides).items() if count > 1]
+        if doubled:
+            raise DatasetError(f"patient {id!r} has two slides called {doubled[0]!r}")
+        object.__setattr__(self, "slides", slides)
+        records = dict(records or {})
+        try:
+            msgspec.msgpack.encode(records)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DatasetError(
+                f"records of patient {id!r} must be strings, numbers, booleans, None, and lists and dicts of them: {error}"
+            ) from error
+        object.__setattr__(self, "records", MappingProxyType(records))
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.slides))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Patient, (self.id, self.slides, dict(self.records))
+
+
+class Dataset(Sequence[Patient]):
+    """A list of patients, each id and each slide file once.
+
+    >>> Dataset([Patient("p1", {"H&E": "a.svs"})])
+    Dataset(1 patients, 1 slides)
+    """
+
+    def __init__(self, patients: Iterable[Patient]) -> None:
+        self._patients = tuple(patients)
+        if not self._patients:
+            raise DatasetError("the dataset is empty: it has no patient")
+        owners: dict[str, str] = {}
+        seen: set[str] = set()
+        for patient in self._patients:
+            if patient.id in seen:
+                raise DatasetError(f"two patients have the id {patient.id!r}")
+            seen.add(patient.id)
+            for slide in patient.slides:
+                real = os.path.realpath(slide.path)
+                if real in owners:
+                    raise DatasetError(
+                        f"slide {slide.path} stands in the dataset twice: for patient {owners[real]!r} and for {patient.id!r}"
+                    )
+                owners[real] = patient.id
+
+    @overload
+    def __getitem__(self, index: int) -> Patient: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+
+    def __getitem__(self, index: int | slice) -> Patient | Dataset:
+        if isinstance(index, slice):
+            return Dataset(self._patients[index])
+        return self._patients[index]
+
+    def __len__(self) -> int:
+        return len(self._patients)
+
+    def __iter__(self) -> Iterator[Patient]:
+        return iter(self._patients)
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self)} patients, {sum(len(patient.slides) for patient in self)} slides)"
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Dataset:
+        """Every slide below `folder`, recursively, as a patient of its own.
+
+        A file counts by its extension (:data:`SLIDE_EXTENSIONS`, any case); hidden files and folders do not. The DICOM files of
+        one series in one folder are one slide. A patient's id is the file's stem; where several files share one, their paths
+        relative to `folder`, with ``__`` for the separators, tell them apart. Order is that of the relative paths.
+
+        Raises DatasetError when the folder is missing or holds no slide.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise DatasetError(f"{root} is not a folder")
+        paths: list[tuple[Path, str]] = []
+        dicom: dict[Path, list[Path]] = defaultdict(list)
+        for directory, subfolders, names in os.walk(root):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(directory, name)
+                if name.startswith(".") or path.suffix.lower() not in SLIDE_EXTENSIONS:
+                    continue
+                if path.suffix.lower() == ".dcm":
+                    dicom[path.parent].append(path)
+                else:
+                    paths.append((path, path.stem))
+        for files in dicom.values():
+            paths.extend(_dicom_slides(files))
+        if not paths:
+            raise DatasetError(f"{root} holds no slide: no file below it ends in {', '.join(sorted(SLIDE_EXTENSIONS))}")
+        return cls.from_paths(paths, root)
+
+    @classmethod
+    def from_paths(
+        cls, paths: Iterable[tuple[Path, str]] | Iterable[str | os.PathLike[str]], root: Path | None = None
+    ) -> Dataset:
+        """Slides, each a patient of its own, named by their stems (or by the name given with each path).
+
+        `root` is what ids are made relative to where stems are shared; by default the folder that all paths have in common.
+        """
+        named = [entry if isinstance(entry, tuple) else (Path(entry), Path(entry).stem) for entry in paths]
+        if not named:
+            raise DatasetError("the dataset is empty: no slide was given")
+        if root is None:
+            root = Path(os.path.commonpath([os.path.abspath(path.parent) for path, _ in named]))
+        relative = [Path(os.path.relpath(path, root)).as_posix() for path, _ in named]
+        entries = sorted(zip(relative, named, strict=True), key=lambda entry: entry[0])
+        stems = Counter(_safe_id(stem) for _, stem in named)
+        wanted = [
+            _safe_id(stem) if stems[_safe_id(stem)] == 1 else _safe_id(rel.replace("/", "__"))
+            for rel, (_, stem) in entries
+        ]
+        taken = Counter(wanted)
+        patients = []
+        for (rel, (path, _)), name in zip(entries, wanted, strict=True):
+            unique = name if taken[name] == 1 else f"{name[:180]}-{_short_hash(rel)}"
+            patients.append(
+                Patient(unique, [Slide(path, unique if unique not in _RESERVED_SLIDES else f"{unique}-slide")])
+            )
+        return cls(patients)
+
+    @classmethod
+    def from_csv(cls, manifest: str | os.PathLike[str]) -> Dataset:
+        """Read a manifest with the columns ``patient,slide,path``; further columns are kept as the patient's records.
+
+        Paths are relative to the manifest. Patients come in the order of their first row. A record is a string, as it stands
+        in the file; a field that differs between the rows of one patient is kept as a list, one entry per slide.
+
+        Raises DatasetError naming the line when a column or a value is missing.
+        """
+        manifest = Path(manifest)
+        needed = ("patient", "slide", "path")
+        try:
+            # utf-8-sig: spreadsheets write a byte order mark; newline="": the csv module splits the lines
+            with manifest.open(encoding="utf-8-sig", newline="") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{manifest} cannot be read as a manifest: {error}") from error
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in needed if name not in (rows.fieldnames or [])]
+        if missing:
+            raise DatasetError(
+                f"{manifest}: column {missing[0]!r} is missing; found {', '.join(rows.fieldnames or ['nothing'])}"
+            )
+        slides: dict[str, list[Slide]] = defaultdict(list)
+        records: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            where = f"{manifest}, line {rows.line_num}"
+            if None in row:
+                raise DatasetError(f"{where}: more values than columns")
+            for name in needed:
+                if not (row[name] or "").strip():
+                    raise DatasetError(f"{where}: {name} is empty")
+            try:
+                slides[row["patient"]].append(Slide(manifest.parent / row["path"], row["slide"]))
+                check_id(row["patient"], "patient id")
+            except DatasetError as error:
+                raise DatasetError(f"{where}: {error}") from error
+            for name, value in row.items():
+                if name not in needed:
+                    records[row["patient"]][name].append(value)
+        return cls(
+            Patient(name, own, {key: kept[0] if len(set(kept)) == 1 else kept for key, kept in records[name].items()})
+            for name, own in slides.items()
+        )
+
+
+def _dicom_slides(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """One (path, name) for each series among the DICOM files of one folder."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    series: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        except (InvalidDicomError, OSError, EOFError):
+            series[str(path)].append(path)  # the reader will say what is wrong with it
+        else:
+            series[str(header.get("SeriesInstanceUID", path))].append(path)
+    for members in series.values():
+        # a folder that holds one series names it; else the first file does
+        name = members[0].parent.name if len(members) > 1 and len(series) == 1 else members[0].stem
+        yield members[0], name
+
+
+def _safe_id(name: str) -> str:
+    """`name` with what cannot stand in a file name replaced, and cut to length with a hash where it is too long."""
+    safe = _FORBIDDEN_CHARACTERS.sub("_", name).lstrip(".").rstrip(". ") or f"slide-{_short_hash(name)}"
+    if _RESERVED_NAMES.match(safe):
+        safe = f"{safe}_"
+    if len(os.fsencode(safe)) > _LONGEST_NAME_BYTES:
+        safe = os.fsencode(safe)[: _LONGEST_NAME_BYTES - 9].decode("utf-8", "ignore") + f"-{_short_hash(name)}"
+    return safe
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()

@@ -1,0 +1,75 @@
+"""Every error that streamwsi raises on purpose.
+
+Each derives from :class:`StreamwsiError` and from the builtin that a caller would catch. A message names the thing, the
+value found, what was expected, and, where there is one, the way out.
+"""
+
+from __future__ import annotations
+
+
+class StreamwsiError(Exception):
+    """Base of all errors of this package; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class ConfigError(StreamwsiError, ValueError):
+    """An option has a value that cannot work. Raised before any process starts."""
+
+
+class DatasetError(StreamwsiError, ValueError):
+    """A dataset, a manifest or an id cannot be used. Raised before any process starts."""
+
+
+class OutputError(StreamwsiError, OSError):
+    """The output folder cannot be used: not writable, or it holds another run."""
+
+
+class SlideError(StreamwsiError, OSError):
+    """A slide cannot be opened, or lacks what was asked of it (a level, say)."""
+
+
+class RegionError(SlideError):
+    """A region of an open slide cannot be read, on a fresh handle too."""
+
+
+class ChunkError(StreamwsiError, ValueError):
+    """A chunk, a batch or a piece does not have the shape it must have."""
+
+
+class PieceError(StreamwsiError, ValueError):
+    """What a collector returned cannot be stored: wrong rows, shape, dtype, or nothing numeric."""
+
+
+class WireError(StreamwsiError, ValueError):
+    """A message is malformed, foreign or oversized."""
+
+
+class JournalError(StreamwsiError, RuntimeError):
+    """A journal does not hold what it must: a window is missing or stands there twice."""
+
+
+class MapError(StreamwsiError, ValueError):
+    """Pieces cannot be read back or placed on a map."""
+
+
+class RunError(StreamwsiError, RuntimeError):
+    """The run was broken off; what was committed stays."""
+
+    exit_code = 3
+
+
+class CollectorError(RunError):
+    """User code (a collector, a ``level`` callable) raised; the message holds its traceback."""
+
+
+class WorkerDied(RunError):
+    """A worker process ended without saying so, more often than ``max_restarts`` allows."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted by a signal; ``exit_code`` is 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,241 @@
+"""Where the windows of a sliding window lie, and how a grid of windows is cut into big chunks.
+
+In: extents, kernel, stride, border.  Out: starts and sizes, as NumPy tables.  Never opens a slide.
+All positions are in pixels of the level read unless a name ends in ``_l0``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.errors import ConfigError
+
+Int64Array = npt.NDArray[np.int64]
+Border = Literal["pad", "edge", "squeeze", "adaptive", "crop"]
+BORDERS: tuple[Border, ...] = get_args(Border)
+
+
+def axis_starts(extent_px: int, kernel_px: int, stride_px: int, border: Border = "pad") -> Int64Array:
+    """Starts of the windows along one axis.
+
+    Parameters
+    ----------
+    extent_px, kernel_px, stride_px
+        Size of the level, of the window, and the step; all at least 1.
+    border
+        ``pad``: 0, s, 2s, … up to and including the first that reaches the edge, none at or beyond it.
+        ``edge``: 0, s, 2s, … ≤ S−k, plus S−k if it is not there. ``squeeze``: ⌈(S−k)/s⌉ + 1 starts from 0 to S−k, spread
+        evenly in whole pixels. ``adaptive``: as ``pad`` (the last window is cut, see :func:`axis_sizes`).
+        ``crop``: 0, s, 2s, … ≤ S−k.
+
+    Returns
+    -------
+    (n,) int64, ascending, without duplicates. A slide smaller than the window has one start, 0 (``crop``: none).
+
+    Raises
+    ------
+    ConfigError
+        When a size is below 1, or the border is unknown.
+    """
+    for name, value in (("extent", extent_px), ("kernel", kernel_px), ("stride", stride_px)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1 pixel, got {value}")
+    room = extent_px - kernel_px
+    if border == "crop":
+        return np.arange(0, room + 1, stride_px, dtype=np.int64)
+    if border in ("pad", "adaptive"):
+        stop = min(extent_px, max(room, 0) + stride_px)
+        return np.arange(0, stop, stride_px, dtype=np.int64)
+    if border not in BORDERS:
+        raise ConfigError(f"border must be one of {', '.join(BORDERS)}, got {border!r}")
+    if room <= 0:
+        return np.zeros(1, dtype=np.int64)
+    if border == "edge":
+        starts = np.arange(0, room + 1, stride_px, dtype=np.int64)
+        return starts if starts[-1] == room else np.append(starts, np.int64(room))
+    gaps = -(-room // stride_px)
+    return np.arange(gaps + 1, dtype=np.int64) * room // gaps
+
+
+def axis_sizes(starts: Int64Array, extent_px: int, kernel_px: int, border: Border) -> Int64Array:
+    """Sizes of the windows that begin at `starts`: the kernel, cut at the edge for ``adaptive``; (n,) int64."""
+    if border == "adaptive":
+        return np.minimum(kernel_px, extent_px - starts)
+    return np.full_like(starts, kernel_px)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One position of the sliding window."""
+
+    index: int
+    """Its place in the plan; row-major for a grid."""
+    x: int
+    """Left edge in level-0 pixels, as written to files: ``floor(start_x * downsample)``."""
+    y: int
+    """Top edge in level-0 pixels, as written to files."""
+    start_x: int
+    """Left edge in pixels of the level read."""
+    start_y: int
+    """Top edge in pixels of the level read."""
+    width: int
+    """Width in pixels of the level read."""
+    height: int
+    """Height in pixels of the level read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A table of windows: one row each, columns as arrays. Indexing gives a :class:`Window`."""
+
+    index: Int64Array
+    """(n,) int64: places in the plan."""
+    start: Int64Array
+    """(n, 2) int64: (x, y) in pixels of the level read."""
+    xy: Int64Array
+    """(n, 2) int64: (x, y) in level-0 pixels, as written to files."""
+    size: Int64Array
+    """(n, 2) int64: (width, height) in pixels of the level read."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> Window:
+        (start_x, start_y), (x, y), (width, height) = (
+            self.start[row].tolist(),
+            self.xy[row].tolist(),
+            self.size[row].tolist(),
+        )
+        return Window(int(self.index[row]), x, y, start_x, start_y, width, height)
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[row] for row in range(len(self)))
+
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> Windows:
+        """The windows at `rows`, as another table."""
+        return Windows(self.index[rows], self.start[rows], self.xy[rows], self.size[rows])
+
+    def table(self) -> Int64Array:
+        """All columns side by side, (n, 7) int64: index, start, xy, size; what crosses the wire."""
+        return np.column_stack([self.index, self.start, self.xy, self.size])
+
+    @classmethod
+    def from_table(cls, table: Int64Array) -> Windows:
+        """The inverse of :meth:`table`."""
+        return cls(table[:, 0], table[:, 1:3], table[:, 3:5], table[:, 5:7])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sliding window over one level: all windows, in row-major order, without holding them."""
+
+    extent: tuple[int, int]
+    """(width, height) of the level read, in its pixels."""
+    kernel: tuple[int, int]
+    """(width, height) of the window."""
+    stride: tuple[int, int]
+    """(x, y) steps."""
+    border: Border
+    downsample: float
+    """Level-0 pixels per pixel of the level read."""
+
+    @cached_property
+    def xs(self) -> Int64Array:
+        """(columns,) int64: left edges."""
+        return axis_starts(self.extent[0], self.kernel[0], self.stride[0], self.border)
+
+    @cached_property
+    def ys(self) -> Int64Array:
+        """(rows,) int64: top edges."""
+        return axis_starts(self.extent[1], self.kernel[1], self.stride[1], self.border)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of windows."""
+        return len(self.ys), len(self.xs)
+
+    def __len__(self) -> int:
+        return len(self.ys) * len(self.xs)
+
+    def windows(self, index: Int64Array) -> Windows:
+        """The windows with these places in the plan; `index` is (n,) int64, each in ``0 … len(self) - 1``."""
+        row, column = np.divmod(index, max(len(self.xs), 1))
+        start = np.stack([self.xs[column], self.ys[row]], axis=1)
+        sizes = (
+            axis_sizes(self.xs, self.extent[0], self.kernel[0], self.border)[column],
+            axis_sizes(self.ys, self.extent[1], self.kernel[1], self.border)[row],
+        )
+        xy = np.floor(start * self.downsample).astype(np.int64)
+        return Windows(index, start, xy, np.stack(sizes, axis=1))
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """A grid of windows cut into blocks of neighbours: the big chunks, numbered row-major."""
+
+    shape: tuple[int, int]
+    """(rows, columns) of windows in the grid."""
+    block: tuple[int, int]
+    """(rows, columns) of windows in one chunk; the last ones of a row or column may hold fewer."""
+
+    @property
+    def chunks_shape(self) -> tuple[int, int]:
+        """(rows, columns) of chunks."""
+        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
+
+    def __len__(self) -> int:
+        return math.prod(self.chunks_shape)
+
+    def bounds(self, chunk: int) -> tuple[int, int, int, int]:
+        """First row, last row + 1, first column, last column + 1 of the windows of a chunk."""
+        row, column = divmod(chunk, self.chunks_shape[1])
+        top, left = row * self.block[0], column * self.block[1]
+        return top, min(top + self.block[0], self.shape[0]), left, min(left + self.block[1], self.shape[1])
+
+    def n_windows(self, chunk: int) -> int:
+        """How many windows a chunk holds."""
+        top, bottom, left, right = self.bounds(chunk)
+        return (bottom - top) * (right - left)
+
+    def indices(self, chunk: int) -> Int64Array:
+        """Places in the plan of a chunk's windows, (n,) int64, ascending."""
+        top, bottom, left, right = self.bounds(chunk)
+        rows = np.arange(top, bottom, dtype=np.int64) * self.shape[1]
+        return (rows[:, None] + np.arange(left, right, dtype=np.int64)).ravel()
+
+
+def cut_blocks(grid: Grid, batch_size: int, chunk_px: int, max_windows: int = 8192) -> ChunkGrid:
+    """Cut a grid into chunks of about `chunk_px` pixels, each a multiple of `batch_size` windows where that is possible.
+
+    Among the blocks that fit the budget, the one that reads the fewest pixels per window in all (overlap that two chunks
+    share is read twice, and a block that does not divide the grid leaves small chunks at the edge) is taken. A window larger
+    than the budget is a chunk of its own.
+    """
+    rows, columns = grid.shape
+    if rows == 0 or columns == 0:
+        return ChunkGrid(grid.shape, (1, 1))
+    (kernel_w, kernel_h), (stride_w, stride_h) = grid.kernel, grid.stride
+    across = np.arange(1, min(columns, max_windows) + 1, dtype=np.int64)[:, None]
+    down = np.arange(1, min(rows, max_windows) + 1, dtype=np.int64)[None, :]
+    if len(across) * down.shape[1] > 1 << 20:  # candidates need not be complete for very large grids
+        across, down = across[: 1 << 10], down[:, : 1 << 10]
+    dense_px = ((across - 1) * stride_w + kernel_w) * ((down - 1) * stride_h + kernel_h)
+    pixels = np.minimum(dense_px, across * down * kernel_w * kernel_h)
+    windows = across * down
+    chunks = -(-columns // across) * -(-rows // down)
+    fits = (pixels <= chunk_px) & (windows <= max_windows)
+    whole = fits & (windows % batch_size == 0)
+    allowed = whole if whole.any() else fits
+    if not allowed.any():
+        return ChunkGrid(grid.shape, (1, 1))
+    overhead_px = 64 * 1024  # what a chunk costs besides its pixels: a lease, a message, a commit
+    cost = np.where(allowed, chunks * (pixels + overhead_px), np.iinfo(np.int64).max)
+    best_across, best_down = np.unravel_index(int(np.argmin(cost)), cost.shape)
+    return ChunkGrid(grid.shape, (int(down[0, best_down]), int(across[best_across, 0])))

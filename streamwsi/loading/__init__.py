@@ -1,0 +1,1 @@
+"""Loading: resolve slides, read big chunks, and the loader's main loop."""

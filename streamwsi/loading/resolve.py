@@ -1,0 +1,98 @@
+"""Open a slide once and write down everything that decides its windows.
+
+In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Reads no pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streamwsi.config import OnBadRegion
+from streamwsi.dataset import Slide, SlideInfo
+from streamwsi.errors import CollectorError, SlideError
+from streamwsi.geometry import Border, Grid, cut_blocks
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.slides.reader import SlideReader
+
+Level = int | Callable[[Slide], int]
+
+
+class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loaders of a run are asked to read."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    border: Border
+    background: tuple[int, int, int]
+    reader: str
+    on_bad_region: OnBadRegion
+    batch_size: int
+    chunk_px: int
+    threads: int
+    min_chunk_interval_s: float
+
+
+class LevelError(CollectorError):
+    """The user's ``level`` callable raised; the cause is its exception."""
+
+
+def resolve_slide(
+    reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, level: Level, options: ReadingOptions
+) -> ResolvedSlide:
+    """Settle level, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
+
+    Raises SlideError when the slide does not have the level; LevelError when the callable that chooses it raises.
+    """
+    info = reader.info
+    chosen = _choose_level(level, Slide(slide.path, slide.id, info), info)
+    grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
+    return ResolvedSlide(
+        patient=place[0],
+        slide=place[1],
+        patient_id=patient_id,
+        id=slide.id,
+        path=str(slide.path),
+        fingerprint=fingerprint(slide.path),
+        info=info,
+        level=chosen,
+        kernel=options.kernel,
+        stride=options.stride,
+        border=options.border,
+        background=options.background,
+        block=cut_blocks(grid, options.batch_size, options.chunk_px).block,
+        resampled_px=reader.resampled_px(chosen),
+    )
+
+
+def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
+    chosen: Any = level
+    if callable(level):
+        try:
+            chosen = level(slide)
+        except Exception as error:
+            raise LevelError(f"the level callable raised for slide {slide.id!r}") from error
+    try:
+        chosen = int(chosen.__index__())
+    except AttributeError:
+        raise SlideError(f"slide {slide.id!r}: level must be an int, the callable gave {chosen!r}") from None
+    if not 0 <= chosen < info.level_count:
+        raise SlideError(f"{slide.path} has no level {chosen}: it has levels 0 to {info.level_count - 1}")
+    return chosen
+
+
+def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:
+    """A hash of a file's size and of `samples` parts of it, the first and the last among them; 32 hexadecimal digits."""
+    size = Path(path).stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    last = max(size - sample_bytes, 0)
+    with open(path, "rb") as file:
+        for offset in sorted({last * number // (samples - 1) for number in range(samples)}):
+            file.seek(offset)
+            digest.update(file.read(sample_bytes))
+    return digest.hexdigest()

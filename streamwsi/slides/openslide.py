@@ -1,0 +1,190 @@
+"""Slides through OpenSlide.
+
+In: a path.  Out: level regions, RGB, exact at fractional downsamples too.  Never shares a handle that has failed.
+
+OpenSlide addresses regions in level-0 pixels, and resamples a region whose first pixel is not a whole pixel of the level:
+up to 86 grey levels off at single pixels. Cairo, which does that work, keeps positions to 1/256 of a pixel, and a position
+within half of that of a whole pixel is copied, not resampled. So a read begins at the last place before the wanted one that
+is that close to a whole pixel, and the surplus is cut off.
+Source: cairo, ``_cairo_fixed_from_double`` and ``_cairo_matrix_is_pixel_exact``; OpenSlide 4, ``openslide_read_region``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from streamwsi.chunks import UInt8Array
+from streamwsi.dataset import SlideInfo
+from streamwsi.errors import RegionError, SlideError
+from streamwsi.slides.reader import blank
+
+_EXACT_PX = 0.95 / 512
+"""A region that begins this close to a whole pixel of the level is copied as it is."""
+_SEARCH_PX = 512
+"""How far before the wanted place an exact one is looked for."""
+_LARGEST_READ_PX = 4096
+"""OpenSlide cuts larger regions into pieces of this size itself, and those begin at fractional places again."""
+
+
+class OpenSlideReader:
+    """A slide opened with OpenSlide; see :class:`streamwsi.slides.reader.SlideReader`."""
+
+    def __init__(self, path: str | os.PathLike[str], background: tuple[int, int, int] = (255, 255, 255)) -> None:
+        self._path = Path(path)
+        self._background = background
+        self._lock = threading.Lock()
+        self._handle: openslide.OpenSlide | None = self._open()
+        self.info = _describe(self._handle)
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+        """The level's own pixels; see :meth:`SlideReader.read_region`."""
+        if not 0 <= level < self.info.level_count:
+            raise SlideError(f"{self._path} has no level {level}: it has levels 0 to {self.info.level_count - 1}")
+        level_width, level_height = self.info.level_dimensions[level]
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + width, level_width), min(y + height, level_height)
+        if (left, top, right, bottom) == (x, y, x + width, y + height) and max(
+            width, height
+        ) <= _LARGEST_READ_PX - _SEARCH_PX:
+            return self._read_exact(level, x, y, width, height)
+        pixels = blank(width, height, self._background)
+        step = _LARGEST_READ_PX - _SEARCH_PX
+        for part_y in range(top, bottom, step):
+            for part_x in range(left, right, step):
+                part_w, part_h = min(step, right - part_x), min(step, bottom - part_y)
+                pixels[part_y - y : part_y - y + part_h, part_x - x : part_x - x + part_w] = self._read_exact(
+                    level, part_x, part_y, part_w, part_h
+                )
+        return pixels
+
+    def resampled_px(self, level: int) -> float:
+        """Largest shift against the level read whole; 0 where every region can begin at an exact place."""
+        downsample = self.info.level_downsamples[level]
+        shifts = [_snap_table(extent, downsample)[1] for extent in self.info.level_dimensions[level]]
+        return max(shifts)
+
+    def thumbnail(self, longest_px: int) -> UInt8Array:
+        """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
+        with self._lock:
+            handle = self._handle = self._handle or self._open()
+        try:
+            picture = handle.get_thumbnail((longest_px, longest_px))
+        except openslide.OpenSlideError as error:
+            self._forget(handle)
+            raise RegionError(f"{self._path}: its thumbnail cannot be made: {error}") from error
+        return np.asarray(picture.convert("RGB"))
+
+    def close(self) -> None:
+        """Close the handle."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+    def __enter__(self) -> OpenSlideReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_exact(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+        downsample = self.info.level_downsamples[level]
+        level_width, level_height = self.info.level_dimensions[level]
+        first_x = int(_snap_table(level_width, downsample)[0][x])
+        first_y = int(_snap_table(level_height, downsample)[0][y])
+        location = (round(first_x * downsample), round(first_y * downsample))
+        size = (x + width - first_x, y + height - first_y)
+        pixels = self._read(location, level, size)
+        return np.ascontiguousarray(pixels[y - first_y :, x - first_x :])
+
+    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8Array:
+        with self._lock:
+            handle = self._handle = self._handle or self._open()
+        try:
+            return self._compose(handle.read_region(location, level, size))
+        except openslide.OpenSlideError:
+            # An error sticks to the handle, and another thread's may have stuck to this one: only a handle of its own can
+            # tell whether this region is to blame.
+            self._forget(handle)
+        fresh = self._open()
+        try:
+            return self._compose(fresh.read_region(location, level, size))
+        except openslide.OpenSlideError as error:
+            raise RegionError(
+                f"{self._path}: level {level} cannot be read at {location} (level-0 pixels), {size[0]} x {size[1]} px: {error}"
+            ) from error
+        finally:
+            fresh.close()
+
+    def _forget(self, handle: openslide.OpenSlide) -> None:
+        # Not closed here: other threads may be inside it. It is closed when the last of them lets go of it.
+        with self._lock:
+            if self._handle is handle:
+                self._handle = None
+
+    def _compose(self, picture: Image.Image) -> UInt8Array:
+        if picture.getchannel("A").getextrema() == (255, 255):
+            return np.asarray(picture.convert("RGB"))
+        canvas = Image.new("RGB", picture.size, self._background)
+        canvas.paste(picture, mask=picture)
+        return np.asarray(canvas)
+
+    def _open(self) -> openslide.OpenSlide:
+        if not self._path.exists():
+            raise SlideError(f"{self._path} does not exist")
+        try:
+            return openslide.OpenSlide(self._path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideError(f"{self._path} is not in a format that OpenSlide reads, or it is damaged") from error
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(f"{self._path} cannot be opened: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _snap_table(extent_px: int, downsample: float) -> tuple[np.ndarray, float]:
+    """For each pixel along an axis of a level: the last exact place to begin a read at, and the largest shift that is left.
+
+    Returns (extent,) int64, and the shift in pixels: 0 where an exact place lies close enough before every pixel.
+    """
+    places = np.arange(extent_px, dtype=np.int64)
+    shift = np.abs(np.rint(places * downsample) / downsample - places)
+    exact = np.maximum.accumulate(np.where(shift <= _EXACT_PX, places, 0))
+    far = places - exact > _SEARCH_PX
+    return np.where(far, places, exact), float(shift[far].max(initial=0.0))
+
+
+def _describe(handle: openslide.OpenSlide) -> SlideInfo:
+    properties = handle.properties
+
+    def number(name: str) -> float | None:
+        try:
+            value = float(properties[name])
+        except (KeyError, ValueError):
+            return None
+        return value if np.isfinite(value) and value > 0 else None
+
+    mpp_x, mpp_y = number(openslide.PROPERTY_NAME_MPP_X), number(openslide.PROPERTY_NAME_MPP_Y)
+    tiles = [
+        (number(f"openslide.level[{n}].tile-width"), number(f"openslide.level[{n}].tile-height"))
+        for n in range(handle.level_count)
+    ]
+    return SlideInfo(
+        level_dimensions=tuple(handle.level_dimensions),
+        level_downsamples=tuple(handle.level_downsamples),
+        mpp=(mpp_x, mpp_y) if mpp_x and mpp_y else None,
+        power=number(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+        vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+        tile_sizes=tuple((int(w), int(h)) if w and h else None for w, h in tiles),
+        associated_images=tuple(sorted(handle.associated_images)),
+        reader="openslide",
+    )

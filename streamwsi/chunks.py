@@ -74,6 +74,8 @@ class ProcessedPiece:
     window: Window
     value: Any
     """An array or a number; of one shape and dtype throughout a run."""
+    slide: Slide | None = None
+    """The slide it is of; filled in where pieces are gathered."""
 
 
 @dataclass(frozen=True, eq=False)

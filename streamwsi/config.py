@@ -121,11 +121,7 @@ def check_border(value: Any) -> Border:
 
 def check_background(value: Any) -> tuple[int, int, int]:
     """An (R, G, B) of ints from 0 to 255; else ConfigError."""
-    if (
-        isinstance(value, (list, tuple))
-        and len(value) == 3
-        and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
-    ):
+    if isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in value):
         return value[0], value[1], value[2]
     raise ConfigError(f"background must be (R, G, B) with each from 0 to 255, got {value!r}")
 

@@ -97,9 +97,7 @@ class Slide:
         object.__setattr__(self, "path", Path(os.path.abspath(self.path)))
         check_id(self.id, "slide id")
         if self.id in _RESERVED_SLIDES:
-            raise DatasetError(
-                f"slide id {self.id!r} is reserved for the datasets of the HDF5 file; call the slide otherwise"
-            )
+            raise DatasetError(f"slide id {self.id!r} is reserved for the datasets of the HDF5 file; call the slide otherwise")
 
     def __getattr__(self, name: str) -> Any:
         # mpp, power, dimensions, level_dimensions, level_downsamples, …: the opened slide answers for its info
@@ -247,16 +245,13 @@ class Dataset(Sequence[Patient]):
         entries = sorted(zip(relative, named, strict=True), key=lambda entry: entry[0])
         stems = Counter(_safe_id(stem) for _, stem in named)
         wanted = [
-            _safe_id(stem) if stems[_safe_id(stem)] == 1 else _safe_id(rel.replace("/", "__"))
-            for rel, (_, stem) in entries
+            _safe_id(stem) if stems[_safe_id(stem)] == 1 else _safe_id(rel.replace("/", "__")) for rel, (_, stem) in entries
         ]
         taken = Counter(wanted)
         patients = []
         for (rel, (path, _)), name in zip(entries, wanted, strict=True):
             unique = name if taken[name] == 1 else f"{name[:180]}-{_short_hash(rel)}"
-            patients.append(
-                Patient(unique, [Slide(path, unique if unique not in _RESERVED_SLIDES else f"{unique}-slide")])
-            )
+            patients.append(Patient(unique, [Slide(path, unique if unique not in _RESERVED_SLIDES else f"{unique}-slide")]))
         return cls(patients)
 
     @classmethod

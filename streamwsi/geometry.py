@@ -204,6 +204,12 @@ class ChunkGrid:
         top, bottom, left, right = self.bounds(chunk)
         return (bottom - top) * (right - left)
 
+    def chunk_of(self, index: Int64Array) -> Int64Array:
+        """The chunks that hold the windows with these places in the plan; (n,) int64."""
+        row, column = np.divmod(index, max(self.shape[1], 1))
+        chunks: Int64Array = row // self.block[0] * self.chunks_shape[1] + column // self.block[1]
+        return chunks
+
     def indices(self, chunk: int) -> Int64Array:
         """Places in the plan of a chunk's windows, (n,) int64, ascending."""
         top, bottom, left, right = self.bounds(chunk)

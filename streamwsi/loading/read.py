@@ -15,9 +15,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.slides.reader import SlideReader
 
 
-def read_chunk(
-    reader: SlideReader, resolved: ResolvedSlide, chunk: int, on_bad_region: OnBadRegion = "fail"
-) -> BigChunk:
+def read_chunk(reader: SlideReader, resolved: ResolvedSlide, chunk: int, on_bad_region: OnBadRegion = "fail") -> BigChunk:
     """The windows of chunk number `chunk` with their pixels, as one region or packed, whichever is smaller.
 
     Raises RegionError when something cannot be read and `on_bad_region` is ``"fail"``; with ``"skip"``, windows that
@@ -36,9 +34,7 @@ def read_chunk(
     return BigChunk(windows, pixels, origin, np.zeros(len(windows), bool))
 
 
-def _read_packed(
-    reader: SlideReader, resolved: ResolvedSlide, windows: Windows, on_bad_region: OnBadRegion
-) -> BigChunk:
+def _read_packed(reader: SlideReader, resolved: ResolvedSlide, windows: Windows, on_bad_region: OnBadRegion) -> BigChunk:
     width, height = windows.size.max(axis=0).tolist()
     pixels = np.zeros((len(windows), height, width, 3), np.uint8)
     skipped = np.zeros(len(windows), bool)

@@ -6,6 +6,7 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -78,12 +79,12 @@ def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
         except Exception as error:
             raise LevelError(f"the level callable raised for slide {slide.id!r}") from error
     try:
-        chosen = int(chosen.__index__())
-    except AttributeError:
+        number = operator.index(chosen)
+    except TypeError:
         raise SlideError(f"slide {slide.id!r}: level must be an int, the callable gave {chosen!r}") from None
-    if not 0 <= chosen < info.level_count:
-        raise SlideError(f"{slide.path} has no level {chosen}: it has levels 0 to {info.level_count - 1}")
-    return chosen
+    if not 0 <= number < info.level_count:
+        raise SlideError(f"{slide.path} has no level {number}: it has levels 0 to {info.level_count - 1}")
+    return number
 
 
 def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:

@@ -51,9 +51,7 @@ class OpenSlideReader:
         level_width, level_height = self.info.level_dimensions[level]
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, level_width), min(y + height, level_height)
-        if (left, top, right, bottom) == (x, y, x + width, y + height) and max(
-            width, height
-        ) <= _LARGEST_READ_PX - _SEARCH_PX:
+        if (left, top, right, bottom) == (x, y, x + width, y + height) and max(width, height) <= _LARGEST_READ_PX - _SEARCH_PX:
             return self._read_exact(level, x, y, width, height)
         pixels = blank(width, height, self._background)
         step = _LARGEST_READ_PX - _SEARCH_PX
@@ -92,9 +90,7 @@ class OpenSlideReader:
     def __enter__(self) -> OpenSlideReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _read_exact(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:

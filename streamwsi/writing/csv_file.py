@@ -1,0 +1,59 @@
+r"""Patient files as CSV.
+
+In: windows and values, in order.  Out: one header row, then one row per written window, `\\n` line ends, UTF-8.
+
+Every number is written with the fewest digits that give it back exactly in its own dtype; booleans as 0 and 1.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.geometry import Windows
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.values import ValueSpec
+
+WINDOW_COLUMNS = ("slide", "index", "x", "y", "level", "width", "height")
+"""Before the value columns: slide id, place in the plan, level-0 corner, level read, and size in its pixels."""
+
+
+class CSVPieceFile:
+    """A CSV file while it is written; see :class:`streamwsi.writing.formats.PieceFile`."""
+
+    def __init__(self, path: Path, spec: ValueSpec, with_patient: bool = False) -> None:
+        self._with_patient = with_patient
+        self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow((*(("patient",) if with_patient else ()), *WINDOW_COLUMNS, *spec.column_names))
+        self._slide: ResolvedSlide | None = None
+
+    def begin_slide(self, resolved: ResolvedSlide, n_rows: int) -> None:
+        """Begin a slide."""
+        self._slide = resolved
+
+    def append(self, windows: Windows, values: npt.NDArray[Any]) -> None:
+        """Add a row for each window."""
+        slide = self._slide
+        if slide is None:
+            raise RuntimeError("append before begin_slide")
+        lead = (slide.patient_id, slide.id) if self._with_patient else (slide.id,)
+        places = np.column_stack([windows.index, windows.xy, np.full(len(windows), slide.level), windows.size])
+        flat = values.reshape(len(values), -1)
+        if flat.dtype == bool:
+            flat = flat.astype(np.uint8)
+        if flat.dtype in (np.float16, np.float32):
+            flat = flat.astype(str)  # the fewest digits that are exact in this dtype; Python's repr would give a float64's
+        self._rows.writerows((*lead, *place, *value) for place, value in zip(places.tolist(), flat.tolist(), strict=True))
+
+    def end_slide(self, not_written: list[tuple[int, int, int]]) -> None:
+        """End the slide; windows without a row are listed in the record of the publication."""
+        self._slide = None
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()

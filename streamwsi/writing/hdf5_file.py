@@ -1,0 +1,126 @@
+"""Patient files as HDF5, in the layout that CLAM and TRIDENT read.
+
+In: windows and values, in order.  Out: per slide a group with ``coords`` (N, 2) int64, level-0 (x, y), ``features`` (N, …),
+``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row.
+
+Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_modules``; TRIDENT, ``trident/IO.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi._version import __version__
+from streamwsi.geometry import Windows
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.values import ValueSpec
+
+_CHUNK_BYTES = 1 << 18
+
+
+class HDF5PieceFile:
+    """An HDF5 file while it is written; see :class:`streamwsi.writing.formats.PieceFile`."""
+
+    def __init__(self, path: Path, spec: ValueSpec, by_patient: bool = False, compression: str | None = None) -> None:
+        self._spec = spec
+        self._by_patient = by_patient
+        self._compression = compression
+        self._file = h5py.File(path, "w", libver=("earliest", "v110"), locking=False)
+        self._file.attrs["streamwsi_version"] = __version__
+        self._slides: list[str] = []
+        self._group: h5py.Group | None = None
+        self._row = 0
+
+    def begin_slide(self, resolved: ResolvedSlide, n_rows: int) -> None:
+        """Create the group and the datasets of a slide, with their attributes."""
+        name = f"{resolved.patient_id}/{resolved.id}" if self._by_patient else resolved.id
+        group = self._group = self._file.create_group(name)
+        self._slides.append(name)
+        self._row = 0
+        self._dataset(group, "coords", n_rows, (2,), np.dtype(np.int64))
+        self._dataset(group, "index", n_rows, (), np.dtype(np.int64))
+        features = self._dataset(group, "features", n_rows, self._spec.shape, np.dtype(self._spec.dtype))
+        if self._spec.columns is not None:
+            features.attrs["columns"] = list(self._spec.columns)
+        for key, value in coords_attributes(resolved).items():
+            group["coords"].attrs[key] = value
+
+    def append(self, windows: Windows, values: npt.NDArray[Any]) -> None:
+        """Add a row for each window."""
+        if self._group is None:
+            raise RuntimeError("append before begin_slide")
+        rows = slice(self._row, self._row + len(windows))
+        self._group["coords"][rows] = windows.xy
+        self._group["index"][rows] = windows.index
+        self._group["features"][rows] = values
+        self._row = rows.stop
+
+    def end_slide(self, not_written: list[tuple[int, int, int]]) -> None:
+        """List the windows without a row."""
+        if self._group is None:
+            raise RuntimeError("end_slide before begin_slide")
+        self._group["not_written"] = np.array(not_written, np.int64).reshape(-1, 3)
+        self._group = None
+
+    def close(self) -> None:
+        """Link the datasets of an only slide at the root, and finish the file."""
+        if len(self._slides) == 1 and not self._by_patient:
+            for name in ("coords", "features", "index", "not_written"):
+                self._file[name] = self._file[f"{self._slides[0]}/{name}"]
+        self._file.close()
+
+    def _dataset(self, group: h5py.Group, name: str, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        row_bytes = max(1, int(np.prod(shape)) * dtype.itemsize)
+        per_chunk = max(1, min(rows, _CHUNK_BYTES // row_bytes))
+        return group.create_dataset(
+            name,
+            shape=(rows, *shape),
+            maxshape=(None, *shape),
+            chunks=(per_chunk, *(max(1, side) for side in shape)),
+            dtype=dtype,
+            compression=self._compression,
+        )
+
+
+def coords_attributes(resolved: ResolvedSlide) -> dict[str, Any]:
+    """What stands on a slide's ``coords``: the attributes that CLAM and TRIDENT look for, and ours.
+
+    A square kernel's ``patch_size`` is an int, as those tools expect; another's is (width, height). What the slide does not
+    say (mpp, magnification) is left out.
+    """
+    info = resolved.info
+    width, height = resolved.kernel
+    level0 = tuple(round(side * resolved.downsample) for side in resolved.kernel)
+    overlap = tuple(max(0, kernel - stride) for kernel, stride in zip(resolved.kernel, resolved.stride, strict=True))
+    attributes: dict[str, Any] = {
+        "name": Path(resolved.path).stem,
+        "patch_size": width if width == height else resolved.kernel,
+        "patch_level": resolved.level,
+        "patch_size_level0": level0[0] if width == height else level0,
+        "overlap": overlap[0] if overlap[0] == overlap[1] else overlap,
+        "downsample": (resolved.downsample, resolved.downsample),
+        "level_dim": resolved.extent,
+        "downsampled_level_dim": resolved.extent,
+        "level0_width": info.dimensions[0],
+        "level0_height": info.dimensions[1],
+        "kernel_size": resolved.kernel,
+        "stride": resolved.stride,
+        "border": resolved.border,
+        "grid_shape": resolved.grid().shape,
+        "slide_id": resolved.id,
+        "slide_path": resolved.path,
+        "fingerprint": resolved.fingerprint,
+        "reader": info.reader,
+        "streamwsi_version": __version__,
+    }
+    if info.mpp is not None:
+        attributes["mpp"] = info.mpp
+    if info.power is not None:
+        attributes["level0_magnification"] = info.power
+        attributes["target_magnification"] = info.power / resolved.downsample
+    return attributes

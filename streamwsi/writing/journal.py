@@ -1,0 +1,230 @@
+"""The crash-safe store of one patient's pieces while a run is under way.
+
+In: chunks of pieces.  Out: the same, in window order, after any crash.  One process at a time opens a journal.
+
+Pieces are kept as runs of neighbouring windows (a row of a chunk's block is one run), keyed by slide and first window, so
+that reading in key order is reading in window order, with no more than a run in memory. A commit is one transaction; a
+chunk that is committed again changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.chunks import Status
+from streamwsi.config import Durability
+from streamwsi.errors import JournalError, PieceError
+from streamwsi.geometry import Int64Array
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.values import ValueSpec
+
+_SCHEMA_VERSION = 1
+_SLIDE_SHIFT = 44
+"""A key is ``slide << 44 | first window``: room for 2^44 windows of each of 2^19 slides of a patient."""
+_SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
+# In WAL mode NORMAL loses no transaction when a process ends, however it ends, and may lose the last ones with the power;
+# FULL syncs the log at each commit. Source: https://www.sqlite.org/pragma.html#pragma_synchronous
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE slides (slide INTEGER PRIMARY KEY, resolved BLOB NOT NULL);
+CREATE TABLE chunks (slide INTEGER, chunk INTEGER, written INTEGER, none INTEGER, skipped INTEGER,
+                     PRIMARY KEY (slide, chunk)) WITHOUT ROWID;
+CREATE TABLE pieces (key INTEGER PRIMARY KEY, chunk INTEGER, written INTEGER, status BLOB NOT NULL, vals BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkPieces:
+    """What became of the windows of one chunk."""
+
+    slide: int
+    """Place among the patient's slides."""
+    chunk: int
+    index: Int64Array
+    """(n,) int64, ascending: all windows of the chunk."""
+    status: npt.NDArray[np.uint8]
+    """(n,) uint8 of :class:`Status`: written, none or skipped."""
+    values: npt.NDArray[Any]
+    """(m, ...): one row for each written window, in order."""
+    columns: tuple[str, ...] | None = None
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many windows are written, none, skipped."""
+        written, none, skipped = np.bincount(self.status, minlength=3)[:3].tolist()
+        return written, none, skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Neighbouring windows of one slide, as they are stored."""
+
+    first: int
+    chunk: int
+    status: npt.NDArray[np.uint8]
+    """(n,) uint8."""
+    values: npt.NDArray[Any]
+    """(m, ...): rows of the written ones."""
+
+
+class Journal:
+    """One patient's journal. Opening creates it where it does not exist."""
+
+    def __init__(self, path: Path, durability: Durability = "process") -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db: sqlite3.Connection | None = sqlite3.connect(path, isolation_level=None, timeout=10)
+        try:
+            # One process owns it: the kernel's lock is held while it is open, and no shared memory file is needed.
+            self._execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._execute("PRAGMA journal_mode=WAL")
+            self._execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
+            (version,) = self._execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                with self._transaction():
+                    for statement in filter(str.strip, _TABLES.split(";")):
+                        self._execute(statement)
+                    self._execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            elif version != _SCHEMA_VERSION:
+                raise JournalError(f"{path} is a journal of version {version}; this streamwsi reads {_SCHEMA_VERSION}")
+            self._spec: ValueSpec | None = self._meta("values", ValueSpec)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def spec(self) -> ValueSpec | None:
+        """Dtype and shape of the values, once there is one."""
+        return self._spec
+
+    def record_slide(self, resolved: ResolvedSlide) -> None:
+        """Keep what a slide resolved to. Recording it again replaces it only while no chunk of it is committed."""
+        with self._transaction():
+            self._execute("INSERT OR REPLACE INTO slides VALUES (?, ?)", (resolved.slide, msgspec.msgpack.encode(resolved)))
+
+    def slides(self) -> dict[int, ResolvedSlide]:
+        """What the patient's slides resolved to, by their place among them."""
+        rows = self._execute("SELECT slide, resolved FROM slides ORDER BY slide")
+        return {slide: msgspec.msgpack.decode(resolved, type=ResolvedSlide) for slide, resolved in rows}
+
+    def commit(self, chunks: Iterable[ChunkPieces]) -> None:
+        """Store these chunks in one transaction; those that are already there stay as they are.
+
+        Raises PieceError when values differ in dtype or shape from those before.
+        """
+        with self._transaction():
+            for chunk in chunks:
+                if len(chunk.values):
+                    self._check_spec(chunk)
+                added = self._execute(
+                    "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (chunk.slide, chunk.chunk, *chunk.counts())
+                )
+                if added.rowcount:
+                    self._db_open.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", _as_runs(chunk))
+
+    def committed(self) -> dict[int, list[int]]:
+        """Numbers of the committed chunks of each slide, ascending."""
+        found: dict[int, list[int]] = {}
+        for slide, chunk in self._execute("SELECT slide, chunk FROM chunks ORDER BY slide, chunk"):
+            found.setdefault(slide, []).append(chunk)
+        return found
+
+    def counts(self, slide: int) -> tuple[int, int, int]:
+        """Windows of a slide that are written, none, skipped."""
+        query = "SELECT ifnull(sum(written), 0), ifnull(sum(none), 0), ifnull(sum(skipped), 0) FROM chunks WHERE slide = ?"
+        written, none, skipped = self._execute(query, (slide,)).fetchone()
+        return written, none, skipped
+
+    def written_rows(self, slide: int, last_chunk: int | None = None) -> int:
+        """Rows of a slide, of chunks up to `last_chunk` if that is given."""
+        query = "SELECT ifnull(sum(written), 0) FROM chunks WHERE slide = ? AND chunk <= ?"
+        (rows,) = self._execute(query, (slide, (1 << 62) if last_chunk is None else last_chunk)).fetchone()
+        return int(rows)
+
+    def runs(self, slide: int) -> Iterator[Run]:
+        """All runs of a slide, in window order, one in memory at a time."""
+        query = "SELECT key, chunk, status, vals FROM pieces WHERE key >= ? AND key < ? ORDER BY key"
+        spec = self._spec
+        for key, chunk, status, values in self._execute(query, (slide << _SLIDE_SHIFT, (slide + 1) << _SLIDE_SHIFT)):
+            statuses = np.frombuffer(status, np.uint8)
+            rows = int(np.count_nonzero(statuses == Status.WRITTEN))
+            decoded = np.frombuffer(values, spec.dtype).reshape(rows, *spec.shape) if spec else np.empty((0,))
+            yield Run(key & ((1 << _SLIDE_SHIFT) - 1), chunk, statuses, decoded)
+
+    def close(self) -> None:
+        """Close the journal; what was committed is in it."""
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
+    def remove(self) -> None:
+        """Close the journal and delete its files."""
+        self.close()
+        for name in (
+            self.path,
+            self.path.with_name(self.path.name + "-wal"),
+            self.path.with_name(self.path.name + "-shm"),
+        ):
+            name.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _db_open(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise JournalError(f"{self.path} is closed")
+        return self._db
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        return self._db_open.execute(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            # After a full disk SQLite has rolled back by itself
+            if self._db_open.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+        self._execute("COMMIT")
+
+    def _meta(self, name: str, kind: type[Any]) -> Any:
+        row = self._execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return msgspec.msgpack.decode(row[0], type=kind) if row else None
+
+    def _check_spec(self, chunk: ChunkPieces) -> None:
+        spec = ValueSpec.of(chunk.values, chunk.columns)
+        if self._spec is None:
+            self._execute("INSERT INTO meta VALUES ('values', ?)", (msgspec.msgpack.encode(spec),))
+            self._spec = spec
+        elif (spec.dtype, spec.shape) != (self._spec.dtype, self._spec.shape):
+            raise PieceError(f"window {chunk.index[0]}: a value is {spec}, those before it were {self._spec}")
+
+
+def _as_runs(chunk: ChunkPieces) -> Iterator[tuple[int, int, int, bytes, bytes]]:
+    """Rows of the table of pieces: (key, chunk, written, status, values)."""
+    breaks = np.flatnonzero(np.diff(chunk.index) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    stops = [*breaks.tolist(), len(chunk.index)]
+    row = 0
+    for start, stop in zip(starts, stops, strict=True):
+        status = chunk.status[start:stop]
+        written = int(np.count_nonzero(status == Status.WRITTEN))
+        key = chunk.slide << _SLIDE_SHIFT | int(chunk.index[start])
+        yield key, chunk.chunk, written, status.tobytes(), chunk.values[row : row + written].tobytes()
+        row += written

@@ -1,0 +1,107 @@
+"""Where things lie in an output folder, and how a file gets its final name.
+
+In: an output folder.  Out: paths.  Nothing here looks into the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamwsi.config import OutputOptions
+
+SUFFIXES = {"csv": ".csv", "hdf5": ".h5"}
+ALL_PATIENTS = "all"
+"""Stem of the file that holds every patient, where one was asked for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one output folder."""
+
+    folder: Path
+    suffix: str
+    journal_dir: Path
+
+    @classmethod
+    def of(cls, output: OutputOptions) -> Layout:
+        """The layout that these options ask for."""
+        folder = Path(os.path.abspath(output.folder))
+        journals = Path(os.path.abspath(output.journal_dir)) if output.journal_dir else folder / ".journal"
+        return cls(folder, SUFFIXES[output.format], journals)
+
+    @property
+    def run_file(self) -> Path:
+        """What was asked."""
+        return self.folder / "run.json"
+
+    @property
+    def report_file(self) -> Path:
+        """What happened."""
+        return self.folder / "report.json"
+
+    @property
+    def published_dir(self) -> Path:
+        """One record for each patient that is complete."""
+        return self.folder / ".published"
+
+    def final_file(self, stem: str, partial: bool = False) -> Path:
+        """The file of a patient (or of all of them)."""
+        return self.folder / f"{stem}{'.partial' if partial else ''}{self.suffix}"
+
+    def result_file(self, patient_id: str) -> Path:
+        """What a gathering collector made of a patient."""
+        return self.folder / f"{patient_id}.result"
+
+    def journal(self, patient_id: str) -> Path:
+        """The journal of an unfinished patient."""
+        return self.journal_dir / f"{hashed(patient_id)}.sqlite"
+
+    def published(self, patient_id: str) -> Path:
+        """The record of a published patient."""
+        return self.published_dir / f"{hashed(patient_id)}.json"
+
+
+def hashed(patient_id: str) -> str:
+    """A short name that any file system takes, for an id of any length."""
+    return hashlib.blake2b(patient_id.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+
+
+@contextmanager
+def renamed_when_whole(final: Path) -> Iterator[Path]:
+    """A path to write to, which gets the name `final` when the block ends well, and is removed when it does not.
+
+    The file and its folder entry are on disk before the block is left.
+    """
+    temporary = final.with_name(f".{hashed(final.name)}.part")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(final.parent)
+
+
+def write_whole(final: Path, data: bytes) -> None:
+    """Write `data` to a file that appears whole or not at all."""
+    with renamed_when_whole(final) as temporary:
+        temporary.write_bytes(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the entries of a folder on disk; does nothing where folders cannot be opened (Windows)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

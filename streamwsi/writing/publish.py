@@ -1,0 +1,316 @@
+"""Turn a patient's complete journal into its final file, or into what a gathering collector makes of it.
+
+In: a sealed journal.  Out: a file under its final name, and a record of what is in it.  Never publishes a hole: a window
+that is missing or stands there twice is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.chunks import ProcessedPiece, Status
+from streamwsi.config import OutputOptions
+from streamwsi.dataset import Patient, Slide
+from streamwsi.errors import JournalError
+from streamwsi.geometry import Windows
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.values import ValueSpec, encode_result
+from streamwsi.writing.formats import create_piece_file
+from streamwsi.writing.journal import Journal, Run
+from streamwsi.writing.layout import ALL_PATIENTS, Layout, renamed_when_whole, write_whole
+
+_ROWS_AT_ONCE = 4096
+_NOTHING = ValueSpec("float64", ())
+"""What a file without a single value is written as."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Where ``is_finished`` stopped a patient: the last chunk that counts, in the order of the plan."""
+
+    slide: int
+    chunk: int
+
+
+class PublishedSlide(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one slide's windows."""
+
+    resolved: ResolvedSlide
+    written: int
+    none: int
+    skipped: int
+    stopped: int
+    not_written: list[tuple[int, int, int]]
+    """(first window, last window, status) of those without a row."""
+
+
+class PublishedPatient(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a published patient."""
+
+    patient_id: str
+    file: str
+    """Name of its file in the output folder."""
+    size_bytes: int
+    checksum: str
+    """BLAKE2b-128 of the file, hexadecimal."""
+    values: ValueSpec | None
+    slides: list[PublishedSlide]
+
+
+class Gatherer(Protocol):
+    """The part of a collector that gathers a patient's pieces instead of having them written."""
+
+    mode: str
+
+    def accumulate(self, previous: Any, piece: ProcessedPiece, patient: Patient) -> Any:
+        """The result so far, with one more piece."""
+
+    def collate(self, patient: Patient, pieces: list[ProcessedPiece]) -> Any:
+        """The result of all pieces."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some windows of a slide in window order, with their rows."""
+
+    windows: Windows
+    values: npt.NDArray[Any]
+
+
+class SlideRows:
+    """The windows of one slide as a journal holds them: rows in window order, then what became of the others."""
+
+    def __init__(self, journal: Journal, resolved: ResolvedSlide, stop: Stop | None) -> None:
+        self._journal = journal
+        self.resolved = resolved
+        self._grid = resolved.grid()
+        self._chunks = resolved.chunks()
+        if stop is None or resolved.slide < stop.slide:
+            self._last_chunk: int | None = None
+        else:
+            self._last_chunk = stop.chunk if resolved.slide == stop.slide else -1
+        self.n_rows = journal.written_rows(resolved.slide, self._last_chunk)
+        self.counts = [0, 0, 0, 0]
+        self.not_written: list[tuple[int, int, int]] = []
+
+    def blocks(self) -> Iterator[_Block]:
+        """Rows in window order, some thousand at a time.
+
+        Raises JournalError when a window is missing or stands there twice.
+        """
+        spec = self._journal.spec or _NOTHING
+        indices: list[npt.NDArray[np.int64]] = []
+        values: list[npt.NDArray[Any]] = []
+        held = 0
+        for first, status, rows in self._statuses():
+            self._count(first, status)
+            if len(rows):
+                indices.append(first + np.flatnonzero(status == Status.WRITTEN))
+                values.append(rows)
+                held += len(rows)
+            if held >= _ROWS_AT_ONCE or held * spec.size > 1 << 22:
+                yield _Block(self._grid.windows(np.concatenate(indices)), np.concatenate(values))
+                indices, values, held = [], [], 0
+        if held:
+            yield _Block(self._grid.windows(np.concatenate(indices)), np.concatenate(values))
+
+    def published(self) -> PublishedSlide:
+        """The record of the slide, once all blocks were taken."""
+        written, none, skipped, stopped = self.counts
+        return PublishedSlide(
+            resolved=self.resolved,
+            written=written,
+            none=none,
+            skipped=skipped,
+            stopped=stopped,
+            not_written=self.not_written,
+        )
+
+    def _statuses(self) -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
+        """(first window, statuses, rows) of every window of the plan, in order, each exactly once."""
+        expected = 0
+        for run in self._journal.runs(self.resolved.slide):
+            if run.first < expected:
+                raise JournalError(f"{self._name()}: window {run.first} stands in the journal twice")
+            yield from self._gap(expected, run.first)
+            yield self._counted(run)
+            expected = run.first + len(run.status)
+        if expected > len(self._grid):
+            raise JournalError(f"{self._name()}: the journal holds window {expected - 1}, the plan has {len(self._grid)}")
+        yield from self._gap(expected, len(self._grid))
+
+    def _counted(self, run: Run) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        if self._last_chunk is not None and run.chunk > self._last_chunk:
+            return run.first, np.full(len(run.status), Status.STOPPED, np.uint8), run.values[:0]
+        return run.first, run.status, run.values
+
+    def _gap(self, first: int, stop: int) -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
+        """Windows without an entry: they may only lie behind the place where the patient was stopped."""
+        for start in range(first, stop, 1 << 20):
+            index = np.arange(start, min(stop, start + (1 << 20)), dtype=np.int64)
+            last = len(self._chunks) if self._last_chunk is None else self._last_chunk
+            missing = index[self._chunks.chunk_of(index) <= last]
+            if len(missing):
+                raise JournalError(
+                    f"{self._name()}: {len(missing)} windows are missing from the journal, the first is {missing[0]}"
+                )
+            yield start, np.full(len(index), Status.STOPPED, np.uint8), np.empty((0,))
+
+    def _count(self, first: int, status: npt.NDArray[np.uint8]) -> None:
+        for number, count in enumerate(np.bincount(status, minlength=4).tolist()):
+            self.counts[number] += count
+        if not status.any():
+            return
+        changes = np.flatnonzero(np.diff(status)) + 1
+        for part in np.split(np.arange(len(status)), changes):
+            kind, begin, end = int(status[part[0]]), first + int(part[0]), first + int(part[-1])
+            if kind == Status.WRITTEN:
+                continue
+            if self.not_written and self.not_written[-1][1] == begin - 1 and self.not_written[-1][2] == kind:
+                begin = self.not_written.pop()[0]
+            self.not_written.append((begin, end, kind))
+
+    def _name(self) -> str:
+        return f"slide {self.resolved.id!r} of patient {self.resolved.patient_id!r}"
+
+
+def publish_patient(
+    journal: Journal,
+    patient: Patient,
+    output: OutputOptions,
+    *,
+    stop: Stop | None = None,
+    partial: bool = False,
+    gatherer: Gatherer | None = None,
+) -> tuple[PublishedPatient, bytes | None]:
+    """Write the final file of one patient, then its record; what a gathering collector made of it comes second.
+
+    `partial` names the file so, and leaves no record: a rerun tries the failed slides again.
+    Raises JournalError for a missing or doubled window, OSError when the disk does not take it, and whatever a gathering
+    collector raises.
+    """
+    layout = Layout.of(output)
+    slides = [SlideRows(journal, resolved, stop) for resolved in journal.slides().values()]
+    result: bytes | None = None
+    if gatherer is not None:
+        result = encode_result(_gather(journal, slides, patient, gatherer))
+        final = layout.result_file(patient.id) if not partial else layout.folder / f"{patient.id}.partial.result"
+        write_whole(final, result)
+    else:
+        final = layout.final_file(patient.id, partial)
+        with renamed_when_whole(final) as path:
+            _write(path, journal.spec or _NOTHING, output, slides)
+    record = _record(patient.id, final, journal.spec, slides)
+    if not partial:
+        layout.published_dir.mkdir(exist_ok=True)
+        write_whole(layout.published(patient.id), msgspec.json.encode(record))
+    return record, result
+
+
+def publish_all(
+    open_journal: Callable[[str], Journal],
+    patient_ids: list[str],
+    stops: dict[str, Stop],
+    output: OutputOptions,
+    partial: bool,
+) -> list[PublishedPatient]:
+    """Write one file for all patients, in the order given; returns a record of each."""
+    layout = Layout.of(output)
+    final = layout.final_file(ALL_PATIENTS, partial)
+    kept: list[tuple[str, list[PublishedSlide]]] = []
+    spec: ValueSpec | None = None
+    for patient_id in patient_ids:
+        with open_journal(patient_id) as journal:
+            spec = spec or journal.spec
+    with renamed_when_whole(final) as path:
+        file = create_piece_file(path, spec or _NOTHING, output)
+        try:
+            for patient_id in patient_ids:
+                with open_journal(patient_id) as journal:
+                    slides = [SlideRows(journal, resolved, stops.get(patient_id)) for resolved in journal.slides().values()]
+                    _append(file, slides)
+                kept.append((patient_id, [rows.published() for rows in slides]))
+        finally:
+            file.close()
+    size, checksum = final.stat().st_size, checksum_of(final)
+    records = []
+    for patient_id, published in kept:
+        record = PublishedPatient(
+            patient_id=patient_id, file=final.name, size_bytes=size, checksum=checksum, values=spec, slides=published
+        )
+        if not partial:
+            layout.published_dir.mkdir(exist_ok=True)
+            write_whole(layout.published(patient_id), msgspec.json.encode(record))
+        records.append(record)
+    return records
+
+
+def read_record(layout: Layout, patient_id: str) -> PublishedPatient | None:
+    """The record of a patient that was published and whose file is there; None for any other."""
+    try:
+        record = msgspec.json.decode(layout.published(patient_id).read_bytes(), type=PublishedPatient)
+    except FileNotFoundError:
+        return None
+    return record if (layout.folder / record.file).exists() else None
+
+
+def checksum_of(path: Path) -> str:
+    """BLAKE2b-128 of a file, hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, spec: ValueSpec, output: OutputOptions, slides: list[SlideRows]) -> None:
+    file = create_piece_file(path, spec, output)
+    try:
+        _append(file, slides)
+    finally:
+        file.close()
+
+
+def _append(file: Any, slides: list[SlideRows]) -> None:
+    for rows in slides:
+        file.begin_slide(rows.resolved, rows.n_rows)
+        for block in rows.blocks():
+            file.append(block.windows, block.values)
+        file.end_slide(rows.not_written)
+
+
+def _gather(journal: Journal, slides: list[SlideRows], patient: Patient, gatherer: Gatherer) -> Any:
+    pieces = _pieces(slides, patient)
+    if gatherer.mode == "collect":
+        return gatherer.collate(patient, list(pieces))
+    result: Any = None
+    for piece in pieces:
+        result = gatherer.accumulate(result, piece, patient)
+    return result
+
+
+def _pieces(slides: list[SlideRows], patient: Patient) -> Iterator[ProcessedPiece]:
+    for rows in slides:
+        resolved = rows.resolved
+        slide = Slide(Path(resolved.path), resolved.id, resolved.info)
+        for block in rows.blocks():
+            for window, value in zip(block.windows, block.values, strict=True):
+                yield ProcessedPiece(window, value, slide)
+
+
+def _record(patient_id: str, final: Path, spec: ValueSpec | None, slides: list[SlideRows]) -> PublishedPatient:
+    return PublishedPatient(
+        patient_id=patient_id,
+        file=final.name,
+        size_bytes=final.stat().st_size,
+        checksum=checksum_of(final),
+        values=spec,
+        slides=[rows.published() for rows in slides],
+    )

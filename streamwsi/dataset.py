@@ -49,6 +49,8 @@ def check_id(value: str, what: str) -> str:
         raise refuse("it begins with a dot, or ends with a dot or a space")
     if _RESERVED_NAMES.match(value):
         raise refuse("the name is reserved on Windows")
+    if not _is_text(value):
+        raise refuse("it is not valid text")
     if len(os.fsencode(value)) > _LONGEST_NAME_BYTES:
         raise refuse(f"it is longer than {_LONGEST_NAME_BYTES} bytes")
     return value
@@ -95,6 +97,8 @@ class Slide:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(os.path.abspath(self.path)))
+        if "\0" in str(self.path) or not _is_text(str(self.path)):
+            raise DatasetError(f"the path of slide {self.id!r}, {str(self.path)!r}, is not valid text: rename the file")
         check_id(self.id, "slide id")
         if self.id in _RESERVED_SLIDES:
             raise DatasetError(f"slide id {self.id!r} is reserved for the datasets of the HDF5 file; call the slide otherwise")
@@ -129,13 +133,17 @@ class Patient:
         object.__setattr__(self, "id", check_id(id, "patient id"))
         if isinstance(slides, Mapping):
             slides = [Slide(Path(path), name) for name, path in slides.items()]
-        slides = tuple(slides)
-        if not slides:
+        own: tuple[Any, ...] = (slides,) if isinstance(slides, (str, os.PathLike)) else tuple(slides)
+        if not all(isinstance(slide, Slide) for slide in own):
+            raise DatasetError(
+                f"slides of patient {id!r} must be a mapping from slide id to path, or Slide objects; got {own[:3]!r}"
+            )
+        if not own:
             raise DatasetError(f"patient {id!r} has no slides")
-        doubled = [name for name, count in Counter(slide.id for slide in slides).items() if count > 1]
+        doubled = [name for name, count in Counter(slide.id for slide in own).items() if count > 1]
         if doubled:
             raise DatasetError(f"patient {id!r} has two slides called {doubled[0]!r}")
-        object.__setattr__(self, "slides", slides)
+        object.__setattr__(self, "slides", own)
         records = dict(records or {})
         try:
             msgspec.msgpack.encode(records)
@@ -166,9 +174,6 @@ class Dataset(Sequence[Patient]):
         owners: dict[str, str] = {}
         seen: set[str] = set()
         for patient in self._patients:
-            if patient.id in seen:
-                raise DatasetError(f"two patients have the id {patient.id!r}")
-            seen.add(patient.id)
             for slide in patient.slides:
                 real = os.path.realpath(slide.path)
                 if real in owners:
@@ -176,6 +181,9 @@ class Dataset(Sequence[Patient]):
                         f"slide {slide.path} stands in the dataset twice: for patient {owners[real]!r} and for {patient.id!r}"
                     )
                 owners[real] = patient.id
+            if patient.id in seen:
+                raise DatasetError(f"two patients have the id {patient.id!r}")
+            seen.add(patient.id)
 
     @overload
     def __getitem__(self, index: int) -> Patient: ...
@@ -250,7 +258,7 @@ class Dataset(Sequence[Patient]):
         taken = Counter(wanted)
         patients = []
         for (rel, (path, _)), name in zip(entries, wanted, strict=True):
-            unique = name if taken[name] == 1 else f"{name[:180]}-{_short_hash(rel)}"
+            unique = name if taken[name] == 1 else _cut(name, rel)
             patients.append(Patient(unique, [Slide(path, unique if unique not in _RESERVED_SLIDES else f"{unique}-slide")]))
         return cls(patients)
 
@@ -264,14 +272,21 @@ class Dataset(Sequence[Patient]):
         Raises DatasetError naming the line when a column or a value is missing.
         """
         manifest = Path(manifest)
-        needed = ("patient", "slide", "path")
         try:
             # utf-8-sig: spreadsheets write a byte order mark; newline="": the csv module splits the lines
             with manifest.open(encoding="utf-8-sig", newline="") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{manifest} cannot be read as a manifest: {error}") from error
-        rows = csv.DictReader(io.StringIO(text, newline=""))
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            return cls._from_rows(rows, manifest)
+        except csv.Error as error:
+            raise DatasetError(f"{manifest}, line {rows.reader.line_num}: {error}") from error
+
+    @classmethod
+    def _from_rows(cls, rows: csv.DictReader[str], manifest: Path) -> Dataset:
+        needed = ("patient", "slide", "path")
         missing = [name for name in needed if name not in (rows.fieldnames or [])]
         if missing:
             raise DatasetError(
@@ -315,7 +330,7 @@ def _dicom_slides(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             series[str(header.get("SeriesInstanceUID", path))].append(path)
     for members in series.values():
         # a folder that holds one series names it; else the first file does
-        name = members[0].parent.name if len(members) > 1 and len(series) == 1 else members[0].stem
+        name = Path(os.path.abspath(members[0])).parent.name if len(members) > 1 and len(series) == 1 else members[0].stem
         yield members[0], name
 
 
@@ -325,8 +340,23 @@ def _safe_id(name: str) -> str:
     if _RESERVED_NAMES.match(safe):
         safe = f"{safe}_"
     if len(os.fsencode(safe)) > _LONGEST_NAME_BYTES:
-        safe = os.fsencode(safe)[: _LONGEST_NAME_BYTES - 9].decode("utf-8", "ignore") + f"-{_short_hash(name)}"
+        safe = _cut(safe, name)
     return safe
+
+
+def _cut(name: str, told_apart_by: str) -> str:
+    """`name`, cut to length with the hash of what tells it apart at its end."""
+    kept = os.fsencode(name)[: _LONGEST_NAME_BYTES - 9].decode("utf-8", "ignore")
+    return f"{kept}-{_short_hash(told_apart_by)}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether `value` can be written as UTF-8: file names that cannot reach Python as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short_hash(text: str) -> str:

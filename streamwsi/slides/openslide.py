@@ -32,6 +32,8 @@ _SEARCH_PX = 512
 """How far before the wanted place an exact one is looked for."""
 _LARGEST_READ_PX = 4096
 """OpenSlide cuts larger regions into pieces of this size itself, and those begin at fractional places again."""
+_THUMBNAIL_BLOCK_PX = 2048
+"""Side of the blocks that a thumbnail is made of, before they are shrunk."""
 
 
 class OpenSlideReader:
@@ -41,6 +43,7 @@ class OpenSlideReader:
         self._path = Path(path)
         self._background = background
         self._lock = threading.Lock()
+        self._closed = False
         self._handle: openslide.OpenSlide | None = self._open()
         self.info = _describe(self._handle)
 
@@ -71,19 +74,23 @@ class OpenSlideReader:
 
     def thumbnail(self, longest_px: int) -> UInt8Array:
         """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
-        with self._lock:
-            handle = self._handle = self._handle or self._open()
-        try:
-            picture = handle.get_thumbnail((longest_px, longest_px))
-        except openslide.OpenSlideError as error:
-            self._forget(handle)
-            raise RegionError(f"{self._path}: its thumbnail cannot be made: {error}") from error
-        return np.asarray(picture.convert("RGB"))
+        level = max(n for n, d in enumerate(self.info.level_downsamples) if d <= max(max(self.info.dimensions) / longest_px, 1))
+        width, height = self.info.level_dimensions[level]
+        # shrunk block by block: a level of a slide without small ones may not fit into memory
+        factor = max(max(width, height) // (2 * longest_px), 1)
+        step = max(_THUMBNAIL_BLOCK_PX // factor, 1) * factor
+        picture = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+        for y in range(0, height, step):
+            for x in range(0, width, step):
+                block = self.read_region(level, x, y, min(step, width - x), min(step, height - y))
+                picture.paste(Image.fromarray(block).reduce(factor), (x // factor, y // factor))
+        picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+        return np.array(picture)
 
     def close(self) -> None:
         """Close the handle."""
         with self._lock:
-            handle, self._handle = self._handle, None
+            handle, self._handle, self._closed = self._handle, None, True
         if handle is not None:
             handle.close()
 
@@ -101,10 +108,12 @@ class OpenSlideReader:
         location = (round(first_x * downsample), round(first_y * downsample))
         size = (x + width - first_x, y + height - first_y)
         pixels = self._read(location, level, size)
-        return np.ascontiguousarray(pixels[y - first_y :, x - first_x :])
+        return np.array(pixels[y - first_y :, x - first_x :])  # a copy: Pillow's own memory cannot be written to
 
     def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8Array:
         with self._lock:
+            if self._closed:
+                raise SlideError(f"{self._path} is closed")
             handle = self._handle = self._handle or self._open()
         try:
             return self._compose(handle.read_region(location, level, size))
@@ -136,14 +145,16 @@ class OpenSlideReader:
         return np.asarray(canvas)
 
     def _open(self) -> openslide.OpenSlide:
-        if not self._path.exists():
-            raise SlideError(f"{self._path} does not exist")
         try:
+            with open(self._path, "rb"):
+                pass  # OpenSlide would call a file that may not be read one of unknown format
             return openslide.OpenSlide(self._path)
+        except FileNotFoundError as error:
+            raise SlideError(f"{self._path} does not exist") from error
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideError(f"{self._path} is not in a format that OpenSlide reads, or it is damaged") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"{self._path} cannot be opened: {error}") from error
+            raise SlideError(f"{self._path} cannot be opened: {getattr(error, 'strerror', error)}") from error
 
 
 @lru_cache(maxsize=64)

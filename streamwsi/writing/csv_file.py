@@ -20,6 +20,8 @@ from streamwsi.values import ValueSpec
 
 WINDOW_COLUMNS = ("slide", "index", "x", "y", "level", "width", "height")
 """Before the value columns: slide id, place in the plan, level-0 corner, level read, and size in its pixels."""
+_ROUNDED_TWICE = np.uint32(0x15AE43FD).view(np.float32)
+"""The only float32 (7.038531e-26) whose fewest digits, read as a float64 and then rounded, give another float32."""
 
 
 class CSVPieceFile:
@@ -47,7 +49,7 @@ class CSVPieceFile:
         if flat.dtype == bool:
             flat = flat.astype(np.uint8)
         if flat.dtype in (np.float16, np.float32):
-            flat = flat.astype(str)  # the fewest digits that are exact in this dtype; Python's repr would give a float64's
+            flat = _fewest_digits(flat)
         self._rows.writerows((*lead, *place, *value) for place, value in zip(places.tolist(), flat.tolist(), strict=True))
 
     def end_slide(self, not_written: list[tuple[int, int, int]]) -> None:
@@ -57,3 +59,12 @@ class CSVPieceFile:
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
+
+
+def _fewest_digits(flat: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
+    """float16 or float32 as text: the fewest digits that are exact in this dtype; Python's repr would give a float64's."""
+    digits = flat.astype(str)
+    twice = np.abs(flat) == _ROUNDED_TWICE
+    if twice.any():
+        digits[twice] = flat[twice].astype(np.float64).astype(str)
+    return digits

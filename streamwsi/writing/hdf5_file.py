@@ -1,7 +1,8 @@
 """Patient files as HDF5, in the layout that CLAM and TRIDENT read.
 
 In: windows and values, in order.  Out: per slide a group with ``coords`` (N, 2) int64, level-0 (x, y), ``features`` (N, …),
-``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row.
+``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row. Names that the
+collector gives its values are the attribute ``columns`` of ``features``, or a dataset of that name where they are very many.
 
 Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_modules``; TRIDENT, ``trident/IO.py``.
 """
@@ -21,6 +22,8 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 
 _CHUNK_BYTES = 1 << 18
+_COLUMNS_IN_ATTRIBUTE = 2048
+"""More names than these do not fit into an attribute, which may have 64 KiB."""
 
 
 class HDF5PieceFile:
@@ -45,8 +48,10 @@ class HDF5PieceFile:
         self._dataset(group, "coords", n_rows, (2,), np.dtype(np.int64))
         self._dataset(group, "index", n_rows, (), np.dtype(np.int64))
         features = self._dataset(group, "features", n_rows, self._spec.shape, np.dtype(self._spec.dtype))
-        if self._spec.columns is not None:
+        if self._spec.columns is not None and len(self._spec.columns) <= _COLUMNS_IN_ATTRIBUTE:
             features.attrs["columns"] = list(self._spec.columns)
+        elif self._spec.columns is not None:
+            group.create_dataset("columns", data=list(self._spec.columns), dtype=h5py.string_dtype())
         for key, value in coords_attributes(resolved).items():
             group["coords"].attrs[key] = value
 
@@ -69,9 +74,10 @@ class HDF5PieceFile:
 
     def close(self) -> None:
         """Link the datasets of an only slide at the root, and finish the file."""
-        if len(self._slides) == 1 and not self._by_patient:
-            for name in ("coords", "features", "index", "not_written"):
-                self._file[name] = self._file[f"{self._slides[0]}/{name}"]
+        if self._file and len(self._slides) == 1 and not self._by_patient:
+            for name, dataset in self._file[self._slides[0]].items():
+                if name not in self._file:  # the slide itself may be called "index"
+                    self._file[name] = dataset
         self._file.close()
 
     def _dataset(self, group: h5py.Group, name: str, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:

@@ -58,6 +58,14 @@ class ChunkPieces:
     """(m, ...): one row for each written window, in order."""
     columns: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        written = int(np.count_nonzero(self.status == Status.WRITTEN))
+        if len(self.index) != len(self.status) or len(self.values) != written:
+            raise PieceError(
+                f"chunk {self.chunk}: {len(self.index)} windows with {len(self.status)} statuses, {written} of them written, "
+                f"cannot have {len(self.values)} values"
+            )
+
     def counts(self) -> tuple[int, int, int]:
         """How many windows are written, none, skipped."""
         written, none, skipped = np.bincount(self.status, minlength=3)[:3].tolist()
@@ -108,8 +116,9 @@ class Journal:
 
     def record_slide(self, resolved: ResolvedSlide) -> None:
         """Keep what a slide resolved to. Recording it again replaces it only while no chunk of it is committed."""
+        query = "INSERT OR REPLACE INTO slides SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM chunks WHERE slide = ?1)"
         with self._transaction():
-            self._execute("INSERT OR REPLACE INTO slides VALUES (?, ?)", (resolved.slide, msgspec.msgpack.encode(resolved)))
+            self._execute(query, (resolved.slide, msgspec.msgpack.encode(resolved)))
 
     def slides(self) -> dict[int, ResolvedSlide]:
         """What the patient's slides resolved to, by their place among them."""
@@ -119,17 +128,23 @@ class Journal:
     def commit(self, chunks: Iterable[ChunkPieces]) -> None:
         """Store these chunks in one transaction; those that are already there stay as they are.
 
-        Raises PieceError when values differ in dtype or shape from those before.
+        Raises PieceError when values differ in dtype or shape from those before, JournalError when another chunk holds one of
+        the windows; then none of these chunks is stored.
         """
-        with self._transaction():
-            for chunk in chunks:
-                if len(chunk.values):
-                    self._check_spec(chunk)
-                added = self._execute(
-                    "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (chunk.slide, chunk.chunk, *chunk.counts())
-                )
-                if added.rowcount:
-                    self._db_open.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", _as_runs(chunk))
+        spec = self._spec
+        try:
+            with self._transaction():
+                for chunk in chunks:
+                    if len(chunk.values):
+                        self._check_spec(chunk)
+                    added = self._execute(
+                        "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (chunk.slide, chunk.chunk, *chunk.counts())
+                    )
+                    if added.rowcount:
+                        self._add(chunk)
+        except BaseException:
+            self._spec = spec  # what this transaction learnt went with it
+            raise
 
     def committed(self) -> dict[int, list[int]]:
         """Numbers of the committed chunks of each slide, ascending."""
@@ -196,16 +211,25 @@ class Journal:
         self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._execute("COMMIT")
         except BaseException:
-            # After a full disk SQLite has rolled back by itself
+            # After a full disk SQLite has rolled back by itself, or has left the transaction open where COMMIT failed
             if self._db_open.in_transaction:
                 self._execute("ROLLBACK")
             raise
-        self._execute("COMMIT")
 
     def _meta(self, name: str, kind: type[Any]) -> Any:
         row = self._execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return msgspec.msgpack.decode(row[0], type=kind) if row else None
+
+    def _add(self, chunk: ChunkPieces) -> None:
+        try:
+            self._db_open.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", _as_runs(chunk))
+        except sqlite3.IntegrityError as error:
+            raise JournalError(
+                f"{self.path}: chunk {chunk.chunk} of slide {chunk.slide}, windows {chunk.index[0]} to {chunk.index[-1]}, "
+                "holds a window that another chunk has committed"
+            ) from error
 
     def _check_spec(self, chunk: ChunkPieces) -> None:
         spec = ValueSpec.of(chunk.values, chunk.columns)

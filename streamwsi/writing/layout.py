@@ -53,17 +53,17 @@ class Layout:
         """The file of a patient (or of all of them)."""
         return self.folder / f"{stem}{'.partial' if partial else ''}{self.suffix}"
 
-    def result_file(self, patient_id: str) -> Path:
+    def result_file(self, patient_id: str, partial: bool = False) -> Path:
         """What a gathering collector made of a patient."""
-        return self.folder / f"{patient_id}.result"
+        return self.folder / f"{patient_id}{'.partial' if partial else ''}.result"
 
     def journal(self, patient_id: str) -> Path:
         """The journal of an unfinished patient."""
         return self.journal_dir / f"{hashed(patient_id)}.sqlite"
 
-    def published(self, patient_id: str) -> Path:
-        """The record of a published patient."""
-        return self.published_dir / f"{hashed(patient_id)}.json"
+    def published(self, patient_id: str, partial: bool = False) -> Path:
+        """The record of a published patient; of one published without some of its slides, where `partial`."""
+        return self.published_dir / f"{hashed(patient_id)}.{'partial' if partial else 'json'}"
 
 
 def hashed(patient_id: str) -> str:

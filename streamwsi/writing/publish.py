@@ -19,7 +19,7 @@ import numpy.typing as npt
 from streamwsi.chunks import ProcessedPiece, Status
 from streamwsi.config import OutputOptions
 from streamwsi.dataset import Patient, Slide
-from streamwsi.errors import JournalError
+from streamwsi.errors import JournalError, PieceError
 from streamwsi.geometry import Windows
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec, encode_result
@@ -121,6 +121,12 @@ class SlideRows:
         if held:
             yield _Block(self._grid.windows(np.concatenate(indices)), np.concatenate(values))
 
+    def complete(self) -> bool:
+        """Whether every chunk that counts was committed."""
+        last = len(self._chunks) - 1 if self._last_chunk is None else self._last_chunk
+        committed = self._journal.committed().get(self.resolved.slide, [])
+        return sum(chunk <= last for chunk in committed) == last + 1
+
     def published(self) -> PublishedSlide:
         """The record of the slide, once all blocks were taken."""
         written, none, skipped, stopped = self.counts
@@ -192,25 +198,27 @@ def publish_patient(
 ) -> tuple[PublishedPatient, bytes | None]:
     """Write the final file of one patient, then its record; what a gathering collector made of it comes second.
 
-    `partial` names the file so, and leaves no record: a rerun tries the failed slides again.
-    Raises JournalError for a missing or doubled window, OSError when the disk does not take it, and whatever a gathering
-    collector raises.
+    `partial` leaves out the slides that are not complete, and names the file so; :func:`read_record` does not find it, and a
+    rerun tries the failed slides again. The whole file takes a partial one's place.
+    Raises JournalError for a missing or doubled window or a missing slide, OSError when the disk does not take it, and
+    whatever a gathering collector raises.
     """
     layout = Layout.of(output)
-    slides = [SlideRows(journal, resolved, stop) for resolved in journal.slides().values()]
+    slides = _slides(journal, stop, partial)
+    _check_slides(slides, patient, stop, partial)
     result: bytes | None = None
     if gatherer is not None:
         result = encode_result(_gather(journal, slides, patient, gatherer))
-        final = layout.result_file(patient.id) if not partial else layout.folder / f"{patient.id}.partial.result"
+        final = layout.result_file(patient.id, partial)
         write_whole(final, result)
+        outdated = layout.result_file(patient.id, partial=True)
     else:
         final = layout.final_file(patient.id, partial)
         with renamed_when_whole(final) as path:
             _write(path, journal.spec or _NOTHING, output, slides)
+        outdated = layout.final_file(patient.id, partial=True)
     record = _record(patient.id, final, journal.spec, slides)
-    if not partial:
-        layout.published_dir.mkdir(exist_ok=True)
-        write_whole(layout.published(patient.id), msgspec.json.encode(record))
+    _keep(layout, record, outdated, partial)
     return record, result
 
 
@@ -221,20 +229,23 @@ def publish_all(
     output: OutputOptions,
     partial: bool,
 ) -> list[PublishedPatient]:
-    """Write one file for all patients, in the order given; returns a record of each."""
+    """Write one file for all patients, in the order given; returns a record of each.
+
+    Raises as :func:`publish_patient` does, and PieceError when the values of two patients differ in dtype or shape.
+    """
     layout = Layout.of(output)
     final = layout.final_file(ALL_PATIENTS, partial)
     kept: list[tuple[str, list[PublishedSlide]]] = []
     spec: ValueSpec | None = None
     for patient_id in patient_ids:
         with open_journal(patient_id) as journal:
-            spec = spec or journal.spec
+            spec = _same_spec(spec, journal.spec, patient_id)
     with renamed_when_whole(final) as path:
         file = create_piece_file(path, spec or _NOTHING, output)
         try:
             for patient_id in patient_ids:
                 with open_journal(patient_id) as journal:
-                    slides = [SlideRows(journal, resolved, stops.get(patient_id)) for resolved in journal.slides().values()]
+                    slides = _slides(journal, stops.get(patient_id), partial)
                     _append(file, slides)
                 kept.append((patient_id, [rows.published() for rows in slides]))
         finally:
@@ -245,17 +256,15 @@ def publish_all(
         record = PublishedPatient(
             patient_id=patient_id, file=final.name, size_bytes=size, checksum=checksum, values=spec, slides=published
         )
-        if not partial:
-            layout.published_dir.mkdir(exist_ok=True)
-            write_whole(layout.published(patient_id), msgspec.json.encode(record))
+        _keep(layout, record, layout.final_file(ALL_PATIENTS, partial=True), partial)
         records.append(record)
     return records
 
 
-def read_record(layout: Layout, patient_id: str) -> PublishedPatient | None:
-    """The record of a patient that was published and whose file is there; None for any other."""
+def read_record(layout: Layout, patient_id: str, partial: bool = False) -> PublishedPatient | None:
+    """The record of a patient that was published (as `partial` says) and whose file is there; None for any other."""
     try:
-        record = msgspec.json.decode(layout.published(patient_id).read_bytes(), type=PublishedPatient)
+        record = msgspec.json.decode(layout.published(patient_id, partial).read_bytes(), type=PublishedPatient)
     except FileNotFoundError:
         return None
     return record if (layout.folder / record.file).exists() else None
@@ -268,6 +277,33 @@ def checksum_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _slides(journal: Journal, stop: Stop | None, partial: bool) -> list[SlideRows]:
+    slides = [SlideRows(journal, resolved, stop) for resolved in journal.slides().values()]
+    return [rows for rows in slides if not partial or rows.complete()]
+
+
+def _check_slides(slides: list[SlideRows], patient: Patient, stop: Stop | None, partial: bool) -> None:
+    there = {rows.resolved.slide for rows in slides}
+    for place, slide in enumerate(patient.slides):
+        if not partial and place not in there and (stop is None or place <= stop.slide):
+            raise JournalError(f"slide {slide.id!r} of patient {patient.id!r} is missing from the journal")
+
+
+def _same_spec(spec: ValueSpec | None, other: ValueSpec | None, patient_id: str) -> ValueSpec | None:
+    if spec is not None and other is not None and (spec.dtype, spec.shape) != (other.dtype, other.shape):
+        raise PieceError(f"a value of patient {patient_id!r} is {other}, those of the patients before were {spec}")
+    return spec or other
+
+
+def _keep(layout: Layout, record: PublishedPatient, outdated: Path, partial: bool) -> None:
+    """Write the record, and remove the partial file that a whole one has taken the place of."""
+    layout.published_dir.mkdir(exist_ok=True)
+    write_whole(layout.published(record.patient_id, partial), msgspec.json.encode(record))
+    if not partial:
+        outdated.unlink(missing_ok=True)
+        layout.published(record.patient_id, partial=True).unlink(missing_ok=True)
 
 
 def _write(path: Path, spec: ValueSpec, output: OutputOptions, slides: list[SlideRows]) -> None:

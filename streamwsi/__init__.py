@@ -1,0 +1,90 @@
+"""Stream whole-slide images through a pipeline of processes.
+
+>>> import streamwsi as sw
+>>> dataset = sw.Dataset.from_folder("slides/")                                     # doctest: +SKIP
+>>> loader = sw.SlidingWindowLoader(dataset, kernel_size=256, stride=256, level=0)  # doctest: +SKIP
+>>> writer = sw.HDF5StreamWriter("out/")                                            # doctest: +SKIP
+>>> report = sw.Pipeline(loader, sw.MeanCollector(), writer).run()                  # doctest: +SKIP
+
+Public names are imported when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from streamwsi._version import __version__
+
+if TYPE_CHECKING:
+    from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
+    from streamwsi.collecting.collector import StreamCollector
+    from streamwsi.collecting.ready_made import HematoxylinCollector, MeanCollector
+    from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
+    from streamwsi.errors import (
+        CollectorError,
+        ConfigError,
+        DatasetError,
+        Interrupted,
+        MapError,
+        OutputError,
+        RunError,
+        SlideError,
+        StreamwsiError,
+        WorkerDied,
+    )
+    from streamwsi.geometry import Window, Windows
+    from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.maps.pieces import read_pieces
+    from streamwsi.maps.raster import read_map
+    from streamwsi.maps.render import render
+    from streamwsi.pipeline.pipeline import Pipeline
+    from streamwsi.pipeline.report import Report
+    from streamwsi.slides.reader import open_slide
+    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
+
+_WHERE = {
+    "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
+    "collecting.collector": ("StreamCollector",),
+    "collecting.ready_made": ("HematoxylinCollector", "MeanCollector"),
+    "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
+    "errors": (
+        "CollectorError",
+        "ConfigError",
+        "DatasetError",
+        "Interrupted",
+        "MapError",
+        "OutputError",
+        "RunError",
+        "SlideError",
+        "StreamwsiError",
+        "WorkerDied",
+    ),
+    "geometry": ("Window", "Windows"),
+    "loading.sliding_window": ("SlidingWindowLoader",),
+    "maps.pieces": ("read_pieces",),
+    "maps.raster": ("read_map",),
+    "maps.render": ("render",),
+    "pipeline.pipeline": ("Pipeline",),
+    "pipeline.report": ("Report",),
+    "slides.reader": ("open_slide",),
+    "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter"),
+}
+_MODULE_OF = {name: f"streamwsi.{module}" for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "__version__",
+    *sorted(_MODULE_OF),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'streamwsi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

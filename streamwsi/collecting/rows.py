@@ -1,0 +1,107 @@
+"""From what `process` returned to statuses and rows.
+
+In: a chunk's batches and their results.  Out: a status for each window, and a row for each written one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.chunks import BigChunk, ProcessedPiece, Status
+from streamwsi.errors import PieceError
+from streamwsi.geometry import Windows
+from streamwsi.values import ValueSpec, as_rows
+
+
+class ChunkRows:
+    """Gathers the results of one chunk's batches, in the order of its windows."""
+
+    def __init__(self, chunk: BigChunk, spec: ValueSpec | None, columns: tuple[str, ...] | None) -> None:
+        self._columns = columns
+        self._rows: npt.NDArray[Any] | None = None
+        self.windows = chunk.windows
+        self.spec = spec
+        self.status = np.full(len(chunk.windows), Status.NONE, np.uint8)
+        self.status[chunk.skipped] = Status.SKIPPED
+
+    def add(self, rows: npt.NDArray[np.intp], result: Any) -> None:
+        """Take the result for the windows at `rows`.
+
+        Raises PieceError when it has the wrong number of rows, another shape or dtype than those before, or is not numeric.
+        """
+        windows = self.windows.take(rows)
+        if result is None:
+            raise PieceError(
+                f"{_name(windows)}: process returned None; return one row per window, or a list of ProcessedPiece ([] for none)"
+            )
+        if isinstance(result, list) and all(isinstance(item, ProcessedPiece) for item in result):
+            rows, values = self._from_pieces(rows, windows, result)
+        else:
+            values = as_rows_of(result, windows)
+        if not len(rows):
+            return
+        spec = ValueSpec.of(values, self._columns)
+        if self.spec is None:
+            if self._columns is not None and len(self._columns) != spec.size:
+                raise PieceError(
+                    f"{_name(windows)}: the collector names {len(self._columns)} columns {self._columns}, but a value has "
+                    f"{spec.size} numbers (shape {spec.shape})"
+                )
+            self.spec = spec
+        elif (spec.dtype, spec.shape) != (self.spec.dtype, self.spec.shape):
+            raise PieceError(f"{_name(windows)}: a value is {spec}, those before it were {self.spec}")
+        if self._rows is None:
+            self._rows = np.zeros((len(self.windows), *spec.shape), spec.dtype)
+        self._rows[rows] = values
+        self.status[rows] = Status.WRITTEN
+
+    def values(self) -> npt.NDArray[Any]:
+        """(m, ...): a row for each written window, in order."""
+        if self._rows is None:
+            return (self.spec or ValueSpec("float64", ())).empty()
+        written: npt.NDArray[Any] = self._rows[self.status == Status.WRITTEN]
+        return written
+
+    def _from_pieces(
+        self, rows: npt.NDArray[np.intp], windows: Windows, pieces: list[ProcessedPiece]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+        place = {int(index): row for index, row in zip(windows.index, rows, strict=True)}
+        indices = [piece.window.index for piece in pieces]
+        strange = [index for index in indices if index not in place]
+        if strange or len(set(indices)) < len(indices):
+            doubled = sorted({index for index in indices if indices.count(index) > 1})
+            raise PieceError(
+                f"{_name(windows)}: process returned pieces for windows that are "
+                + (f"not in the batch: {strange}" if strange else f"given twice: {doubled}")
+            )
+        if not pieces:
+            return rows[:0], np.empty((0,))
+        values = [as_rows(piece.value) for piece in pieces]
+        for piece, value in zip(pieces, values, strict=True):
+            if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
+                raise PieceError(
+                    f"window {piece.window.index}: a value is {value.dtype} of shape {value.shape}, window "
+                    f"{indices[0]}'s was {values[0].dtype} of shape {values[0].shape}"
+                )
+        return np.array([place[index] for index in indices], np.intp), np.stack(values)
+
+
+def as_rows_of(result: Any, windows: Windows) -> npt.NDArray[Any]:
+    """`result` as an array with one row for each of `windows`; PieceError otherwise."""
+    try:
+        values = as_rows(result)
+    except PieceError as error:
+        raise PieceError(f"{_name(windows)}: {error}") from error
+    if values.ndim == 0 or len(values) != len(windows):
+        raise PieceError(
+            f"{_name(windows)}: process returned shape {values.shape}, expected one row for each of {len(windows)} windows: "
+            f"({len(windows)}, …)"
+        )
+    return values
+
+
+def _name(windows: Windows) -> str:
+    return f"windows {windows.index[0]} to {windows.index[-1]}" if len(windows) > 1 else f"window {windows.index[0]}"

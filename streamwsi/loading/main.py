@@ -1,0 +1,211 @@
+"""The loader's main loop.
+
+In: slides to resolve, chunks to read (from the driver).  Out: what slides resolve to, and chunks, sent straight to collectors.
+
+The main thread speaks with the sockets; decode threads do the work and hand it over. A chunk that was read waits here until
+the driver says who takes it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from streamwsi.chunks import BigChunk
+from streamwsi.dataset import Slide
+from streamwsi.errors import SlideError
+from streamwsi.loading.read import read_chunk
+from streamwsi.loading.resolve import Level, LevelError, ReadingOptions, resolve_slide
+from streamwsi.slides.reader import SlideReader, open_slide
+from streamwsi.wire.channels import DataOutputs, Poll, Wakeup
+from streamwsi.wire.messages import (
+    ChunkFailed,
+    ChunkRead,
+    CloseSlide,
+    DropChunk,
+    EndpointGone,
+    Message,
+    ReadChunk,
+    ResolveSlide,
+    SendChunk,
+    SlideFailed,
+    SlideResolved,
+    Stop,
+    chunk_message,
+)
+from streamwsi.wire.seat import Seat, UserCodeError
+
+
+class _Readers:
+    """Open slides, shared by the decode threads, each opened when first needed."""
+
+    def __init__(self, options: ReadingOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._open: dict[tuple[int, int], tuple[threading.Lock, list[SlideReader]]] = {}
+
+    def get(self, key: tuple[int, int], path: str) -> SlideReader:
+        """The open reader of a slide. Raises SlideError when it cannot be opened."""
+        with self._lock:
+            own_lock, held = self._open.setdefault(key, (threading.Lock(), []))
+        with own_lock:  # opening takes long: others open theirs meanwhile
+            if not held:
+                held.append(open_slide(path, self._options.reader, self._options.background))
+            return held[0]
+
+    def close(self, key: tuple[int, int]) -> None:
+        """Let go of a slide."""
+        with self._lock:
+            _, held = self._open.pop(key, (None, []))
+        for reader in held:
+            reader.close()
+
+    def close_all(self) -> None:
+        """Let go of every slide."""
+        for key in list(self._open):
+            self.close(key)
+
+
+class _Throttle:
+    """Lets threads pass at least `interval_s` apart."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._never = threading.Event()
+
+    def wait(self) -> None:
+        """Return when it is this thread's turn."""
+        if not self._interval_s:
+            return
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._interval_s
+        self._never.wait(turn - now)
+
+
+def run_loader(seat: Seat, options: ReadingOptions, level: Level) -> None:
+    """Serve the driver until it says stop."""
+    _Loader(seat, options, level).run()
+
+
+class _Loader:
+    def __init__(self, seat: Seat, options: ReadingOptions, level: Level) -> None:
+        self._seat = seat
+        self._options = options
+        self._level = level
+        self._readers = _Readers(options)
+        self._throttle = _Throttle(options.min_chunk_interval_s)
+        self._outputs = DataOutputs(seat.context)
+        self._wakeup = Wakeup()
+        self._done: queue.SimpleQueue[Message | tuple[int, BigChunk, float] | BaseException] = queue.SimpleQueue()
+        self._orders: dict[int, ReadChunk] = {}
+        """Chunks being read or waiting, by lease; one that is taken out is not wanted any more."""
+        self._chunks: dict[int, BigChunk] = {}
+        """Chunks that wait to be sent."""
+
+    def run(self) -> None:
+        pool = ThreadPoolExecutor(self._options.threads, thread_name_prefix="decode")
+        poll = Poll(self._seat.control, self._wakeup)
+        self._seat.ready()
+        try:
+            while True:
+                self._wait(poll)
+                for message in self._seat.control.receive():
+                    if isinstance(message, Stop):
+                        return
+                    self._obey(message, pool)
+                while not self._done.empty():
+                    self._report(self._done.get())
+        finally:
+            # Threads inside a native read cannot be ended; their results are not wanted any more.
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._outputs.close()
+            self._readers.close_all()
+            self._wakeup.close()
+
+    def _wait(self, poll: Poll) -> None:
+        reading = len(self._orders) - len(self._chunks)
+        if reading > 0:
+            poll.wait()  # decode threads are at work and count their time themselves
+        else:
+            with self._seat.clock.spending("wait_output" if self._chunks else "wait_input"):
+                poll.wait()
+
+    def _obey(self, message: Any, pool: ThreadPoolExecutor) -> None:
+        if isinstance(message, ReadChunk):
+            self._orders[message.lease] = message
+            pool.submit(self._guarded, self._read, message)
+        elif isinstance(message, SendChunk):
+            order, chunk = self._orders.pop(message.lease, None), self._chunks.pop(message.lease, None)
+            if order is not None and chunk is not None:
+                self._outputs.send(
+                    message.collector,
+                    *chunk_message(message.lease, order.chunk, order.slide, message.patient, message.writer, chunk),
+                )
+        elif isinstance(message, DropChunk):
+            self._orders.pop(message.lease, None)
+            self._chunks.pop(message.lease, None)
+        elif isinstance(message, ResolveSlide):
+            pool.submit(self._guarded, self._resolve, message)
+        elif isinstance(message, CloseSlide):
+            pool.submit(self._guarded, self._close, message)
+        elif isinstance(message, EndpointGone):
+            self._outputs.forget(message.endpoint)
+
+    def _report(self, done: Message | tuple[int, BigChunk, float] | BaseException) -> None:
+        if isinstance(done, BaseException):
+            raise done
+        if isinstance(done, Message):
+            self._seat.control.send(done)
+            return
+        lease, chunk, seconds = done
+        self._seat.clock.add("busy", seconds / self._options.threads)
+        if lease in self._orders:
+            self._chunks[lease] = chunk
+            self._seat.control.send(ChunkRead(lease, self._seat.clock.read()))
+
+    # ---- in the decode threads
+
+    def _guarded(self, work: Callable[[Any], Message | tuple[int, BigChunk, float] | None], order: Any) -> None:
+        try:
+            result: Any = work(order)
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            result = error
+        if result is not None:
+            self._done.put(result)
+            self._wakeup.set()
+
+    def _resolve(self, order: ResolveSlide) -> Message:
+        slide = Slide(Path(order.path), order.id)
+        try:
+            reader = self._readers.get((order.patient, order.slide), order.path)
+            place = (order.patient, order.slide)
+            return SlideResolved(resolve_slide(reader, place, order.patient_id, slide, self._level, self._options))
+        except LevelError as error:
+            raise UserCodeError(str(error)) from error.__cause__
+        except (SlideError, OSError) as error:
+            return SlideFailed(order.patient, order.slide, str(error))
+
+    def _read(self, order: ReadChunk) -> Message | tuple[int, BigChunk, float] | None:
+        if order.lease not in self._orders:
+            return None
+        self._throttle.wait()
+        begun = time.monotonic()
+        slide = order.slide
+        try:
+            reader = self._readers.get((slide.patient, slide.slide), slide.path)
+            chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region)
+        except (SlideError, OSError) as error:
+            return ChunkFailed(order.lease, str(error))
+        return order.lease, chunk, time.monotonic() - begun
+
+    def _close(self, order: CloseSlide) -> None:
+        self._readers.close((order.patient, order.slide))

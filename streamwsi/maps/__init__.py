@@ -1,0 +1,1 @@
+"""Maps: patient files → pieces → map → picture."""

@@ -1,0 +1,1 @@
+"""The pipeline: the only place that knows all stages."""

@@ -1,0 +1,116 @@
+"""What a worker process runs: the main loop of its role.
+
+In: its place in the run, over standard input.  Out: an exit code.
+
+Standard input stays open for as long as the driver lives: its end is how a child learns, whatever kills the driver, that it
+is alone. A child then removes the run's sockets and ends at once; what it had not committed is done again by a later run.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from typing import IO, BinaryIO, Literal
+
+import msgspec
+
+from streamwsi.collecting.main import CollectingOptions, run_collector
+from streamwsi.collecting.spec import Shipped, unship
+from streamwsi.loading.main import run_loader
+from streamwsi.loading.resolve import ReadingOptions
+from streamwsi.wire.channels import Address, remove_address
+from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.writing.main import WritingOptions, run_publisher, run_writer
+
+Role = Literal["loader", "collector", "writer", "publisher"]
+ROLES: tuple[Role, ...] = ("loader", "collector", "writer", "publisher")
+_EXIT_FAILED = 1
+_EXIT_ALONE = 70
+
+
+class Startup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child is told over its standard input."""
+
+    role: Role
+    name: str
+    address: Address
+    reading: ReadingOptions | None = None
+    collecting: CollectingOptions | None = None
+    writing: WritingOptions | None = None
+    level: int = 0
+    shipped: Shipped | None = None
+    """The collector; for a loader the ``level`` callable."""
+
+
+def write_startup(startup: Startup, pipe: IO[bytes]) -> None:
+    """Tell a child what it is."""
+    data = msgspec.msgpack.encode(startup)
+    pipe.write(len(data).to_bytes(8, "little") + data)
+    pipe.flush()
+
+
+def main() -> None:
+    """Serve in the role that standard input says."""
+    faulthandler.enable()
+    for name in ("SIGINT", "SIGTERM"):  # the driver decides; a terminal's Ctrl-C and a cluster's signal reach all processes
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    pipe = _private_stdin()
+    length = int.from_bytes(pipe.read(8), "little")
+    data = pipe.read(length)
+    if not length or len(data) < length:
+        sys.exit(_EXIT_ALONE)
+    startup = msgspec.msgpack.decode(data, type=Startup)
+    threading.Thread(target=_end_when_alone, args=(pipe, startup.address), name="driver-watch", daemon=True).start()
+    try:
+        with Seat(startup.address, startup.name) as seat:
+            _serve(seat, startup)
+    except BaseException:  # noqa: BLE001 - the seat has told the driver, who shows it
+        _exit(_EXIT_FAILED)
+    _exit(0)
+
+
+def _serve(seat: Seat, startup: Startup) -> None:
+    """Run the main loop of a role."""
+    thing = None
+    if startup.shipped is not None:
+        try:
+            thing = unship(startup.shipped)
+        except Exception as error:
+            raise UserCodeError(f"loading the {'level callable' if startup.role == 'loader' else 'collector'}") from error
+    if startup.reading is not None:
+        run_loader(seat, startup.reading, startup.level if thing is None else thing)
+    elif startup.collecting is not None and thing is not None:
+        run_collector(seat, startup.collecting, thing)
+    elif startup.writing is not None and startup.role == "writer":
+        run_writer(seat, startup.writing)
+    elif startup.writing is not None:
+        run_publisher(seat, startup.writing, thing)
+
+
+def _private_stdin() -> BinaryIO:
+    """Standard input, moved away from the user's code, which then finds it empty; what it prints goes to standard error."""
+    pipe = os.fdopen(os.dup(0), "rb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return pipe
+
+
+def _end_when_alone(pipe: BinaryIO, address: Address) -> None:
+    while pipe.read(4096):
+        pass
+    remove_address(address)
+    os._exit(_EXIT_ALONE)
+
+
+def _exit(code: int) -> None:
+    """End without waiting for threads that the user's code may have left behind."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,186 @@
+"""The output folder of a run: whether it can be used, who uses it, and what was asked.
+
+In: a folder and what a run is asked to do.  Out: a folder that is this run's alone.  Refuses before it changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from streamwsi._version import __version__
+from streamwsi.config import Defining, Execution
+from streamwsi.dataset import Dataset
+from streamwsi.errors import OutputError
+from streamwsi.values import ValueSpec
+from streamwsi.writing.layout import Layout, write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """``run.json``: what was asked, and with what."""
+
+    streamwsi_version: str
+    defining: Defining
+    execution: Execution
+    collector_source: str | None
+    """A hash of the collector's source, where it has any."""
+    values: ValueSpec | None = None
+    """dtype, shape and columns of the values, once there is one."""
+
+
+class OutputFolder:
+    """A run's folder, locked for as long as the run lives (by the kernel, so that no lock outlives its process)."""
+
+    def __init__(self, layout: Layout, run: RunFile, dataset: Dataset) -> None:
+        """Check, make and lock the folder, and write what was asked.
+
+        Raises OutputError when it cannot be written, when another run uses it, or when it holds the results of another run.
+        """
+        self.layout = layout
+        self.warnings: list[str] = []
+        folder = layout.folder
+        made = _make_folder(folder)
+        self._lock: Any = None
+        try:
+            self._take_lock()
+            before = self._read_run()
+            if before is not None:
+                self._compare(before, run)
+                run = msgspec.structs.replace(run, values=before.values)
+            else:
+                self._refuse_strange_files(dataset)
+            self.run = run
+            self._write_run()
+        except BaseException:
+            self.close()
+            if made:
+                for path in (folder / ".lock", layout.run_file):
+                    path.unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+            raise
+
+    @property
+    def values(self) -> ValueSpec | None:
+        """What the values of this folder are."""
+        return self.run.values
+
+    def set_values(self, spec: ValueSpec) -> None:
+        """Write down what the values are."""
+        self.run = msgspec.structs.replace(self.run, values=spec)
+        self._write_run()
+
+    def close(self) -> None:
+        """Let the folder go."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        path = self.layout.folder / ".lock"
+        self._lock = path.open("a+")
+        if fcntl is None:
+            return  # type: ignore[unreachable]
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise OutputError(
+                f"{self.layout.folder} is in use by another run ({self._lock.read().strip() or 'unknown process'}): "
+                f"wait until it has ended, or choose another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def _read_run(self) -> RunFile | None:
+        path = self.layout.run_file
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=RunFile)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise OutputError(f"{path} was not written by this version of streamwsi: {error}; choose another folder") from error
+
+    def _compare(self, before: RunFile, run: RunFile) -> None:
+        for name in Defining.__struct_fields__:
+            old, new = getattr(before.defining, name), getattr(run.defining, name)
+            if old != new:
+                raise OutputError(
+                    f"{self.layout.folder} holds another run: its {name} is {old!r}, this one's is {new!r}; "
+                    f"choose another folder, or pass overwrite to start afresh"
+                )
+        if before.collector_source != run.collector_source:
+            self.warnings.append("the collector's source has changed since this run began")
+
+    def _refuse_strange_files(self, dataset: Dataset) -> None:
+        for patient in dataset:
+            final = self.layout.final_file(patient.id)
+            if final.exists():
+                raise OutputError(
+                    f"{final} is there already, and no run of streamwsi is known to have made it: choose another folder"
+                )
+
+    def _write_run(self) -> None:
+        write_whole(self.layout.run_file, msgspec.json.format(msgspec.json.encode(self.run), indent=2))
+
+
+def run_file(defining: Defining, execution: Execution, collector_source: str | None) -> RunFile:
+    """What ``run.json`` will say."""
+    return RunFile(streamwsi_version=__version__, defining=defining, execution=execution, collector_source=collector_source)
+
+
+def clear_folder(layout: Layout) -> None:
+    """Remove what a run has left in a folder, so that another can begin: its files, journals and records, nothing else."""
+    from streamwsi.writing.publish import PublishedPatient
+
+    if not layout.run_file.exists():
+        return
+    for record in layout.published_dir.glob("*.json"):
+        published = msgspec.json.decode(record.read_bytes(), type=PublishedPatient)
+        (layout.folder / published.file).unlink(missing_ok=True)
+        record.unlink()
+    for pattern in ("*.partial.csv", "*.partial.h5", "*.partial.result"):
+        for partial in layout.folder.glob(pattern):
+            partial.unlink()
+    if layout.journal_dir.is_dir():
+        for journal in layout.journal_dir.glob("*.sqlite*"):
+            journal.unlink()
+    layout.report_file.unlink(missing_ok=True)
+    layout.run_file.unlink()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder, and those above it. Returns the new ones, the deepest first."""
+    made = []
+    missing = folder
+    while not missing.exists():
+        made.append(missing)
+        missing = missing.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".streamwsi-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        for path in made:
+            if path.is_dir():
+                path.rmdir()
+        raise OutputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
+    return made

@@ -1,0 +1,234 @@
+"""A run as users ask for it: a loader, a collector, a writer, and how many processes.
+
+In: options.  Out: a report.  Everything is checked before anything starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamwsi.collecting.collector import StreamCollector, overrides
+from streamwsi.collecting.main import CollectingOptions
+from streamwsi.collecting.spec import collector_arguments, collector_name, ship, source_hash
+from streamwsi.config import Defining, Durability, Execution, Transport, at_least, available_cpus, one_of
+from streamwsi.errors import ConfigError
+from streamwsi.loading.resolve import ReadingOptions
+from streamwsi.loading.sliding_window import SlidingWindowLoader
+from streamwsi.pipeline.driver import Driver, Job
+from streamwsi.pipeline.folder import OutputFolder, clear_folder, run_file
+from streamwsi.pipeline.report import Report
+from streamwsi.writing.layout import Layout
+from streamwsi.writing.main import WritingOptions
+from streamwsi.writing.stream_writer import StreamWriter
+
+_CHUNK_SLACK_BYTES = 1 << 20
+
+
+class Pipeline:
+    """Streams a dataset through collectors to files.
+
+    Parameters
+    ----------
+    loader, collector, writer
+        What is read, what is done with it, and where it goes.
+    collectors, loaders, writers
+        How many processes of each; `collectors` is by default one for each device, or one.
+    devices
+        Dealt to the collectors in turn: one for all of them, or one for each.
+    batch_size
+        Windows in a batch, at most; by default the collector's.
+    threads
+        Decode threads of each loader; by default the processors there are, shared among the loaders.
+    chunk_px
+        Pixels of a big chunk, about.
+    collector_credits, writer_credits, loader_credits
+        Chunks that one process of that kind may hold.
+    min_chunk_interval_s
+        A loader begins chunks at least this far apart.
+    max_restarts
+        Workers that may be replaced in one run before it is broken off.
+    grace_s
+        How long what is in flight may take to be committed after a signal.
+    transport
+        ``"auto"``, ``"ipc"`` or ``"tcp"`` (loopback, encrypted).
+    durability
+        What a commit survives: the end of any process (``"process"``), or a loss of power too (``"power"``).
+    quiet
+        Show nothing while running.
+    overwrite
+        Remove what an earlier run has left in the folder, and start afresh.
+
+    Raises ConfigError naming the value that cannot work.
+    """
+
+    def __init__(
+        self,
+        loader: SlidingWindowLoader,
+        collector: StreamCollector,
+        writer: StreamWriter,
+        *,
+        collectors: int | None = None,
+        loaders: int = 1,
+        writers: int = 1,
+        devices: Sequence[str] | str | None = None,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        chunk_px: int = 1 << 21,
+        collector_credits: int = 2,
+        writer_credits: int = 16,
+        loader_credits: int | None = None,
+        min_chunk_interval_s: float = 0.0,
+        max_restarts: int = 5,
+        grace_s: float = 10.0,
+        transport: Transport = "auto",
+        durability: Durability = "process",
+        quiet: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        for value, kind, name in (
+            (loader, SlidingWindowLoader, "loader"),
+            (collector, StreamCollector, "collector"),
+            (writer, StreamWriter, "writer"),
+        ):
+            if not isinstance(value, kind):
+                got = f"the class {value.__name__}, not an object of it" if isinstance(value, type) else type(value).__name__
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {got}")
+        _check_collector(collector)
+        names = (devices,) if isinstance(devices, str) else tuple(devices or ())
+        collectors = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
+        if len(names) > collectors:
+            raise ConfigError(f"devices {names} are more than the {collectors} collectors they are dealt to")
+        loaders = _count(loaders, "loaders")
+        threads = max(1, available_cpus() // loaders) if threads is None else _count(threads, "threads")
+        self._loader, self._collector, self._writer = loader, collector, writer
+        self._batch_size = _count(collector.batch_size if batch_size is None else batch_size, "batch_size")
+        self._columns = _columns(collector)
+        self._quiet, self._overwrite = quiet, overwrite
+        self._execution = Execution(
+            loaders=loaders,
+            collectors=collectors,
+            writers=_count(writers, "writers"),
+            threads=threads,
+            devices=names,
+            chunk_px=_count(chunk_px, "chunk_px"),
+            loader_credits=threads + 2 if loader_credits is None else _count(loader_credits, "loader_credits"),
+            collector_credits=_count(collector_credits, "collector_credits"),
+            writer_credits=_count(writer_credits, "writer_credits"),
+            min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s"),
+            max_restarts=at_least(max_restarts, 0, "max_restarts"),
+            grace_s=at_least(grace_s, 0, "grace_s"),
+            transport=one_of(transport, ("auto", "ipc", "tcp"), "transport"),
+            durability=one_of(durability, ("process", "power"), "durability"),
+        )
+
+    def run(self) -> Report:
+        """Run, or go on with what an earlier run in the same folder has left unfinished.
+
+        Returns the report when everything is done (``report.exit_code`` 0) or some slides have failed (1).
+
+        Raises
+        ------
+        ConfigError, DatasetError, OutputError
+            Before anything starts (exit code 2).
+        CollectorError, RunError
+            The run was broken off (3): the user's code raised, a worker died too often, a disk is full.
+        Interrupted
+            A signal stopped it (130, 143); run again to go on.
+        """
+        loader, writer = self._loader, self._writer
+        level_is_callable = callable(loader.level)
+        shipped_level = ship(loader.level, "the level callable") if level_is_callable else None
+        shipped = ship(self._collector, f"collector {collector_name(self._collector)}")
+        kernel_px = loader.kernel_size[0] * loader.kernel_size[1]
+        layout = Layout.of(writer.options)
+        if self._overwrite:
+            clear_folder(layout)
+        with OutputFolder(
+            layout, run_file(self._defining(), self._execution, source_hash(self._collector)), loader.dataset
+        ) as folder:
+            job = Job(
+                dataset=loader.dataset,
+                reading=ReadingOptions(
+                    kernel=loader.kernel_size,
+                    stride=loader.stride,
+                    border=loader.border,
+                    background=loader.background,
+                    reader=loader.reader,
+                    on_bad_region=loader.on_bad_region,
+                    batch_size=self._batch_size,
+                    chunk_px=self._execution.chunk_px,
+                    threads=self._execution.threads,
+                    min_chunk_interval_s=self._execution.min_chunk_interval_s,
+                ),
+                level=0 if callable(loader.level) else loader.level,
+                shipped_level=shipped_level,
+                collecting=CollectingOptions(
+                    batch_size=self._batch_size,
+                    columns=self._columns,
+                    device=None,
+                    max_chunk_bytes=3 * max(self._execution.chunk_px, kernel_px) + _CHUNK_SLACK_BYTES,
+                ),
+                collector=shipped,
+                asks_finished=overrides(self._collector, "is_finished"),
+                gathers=self._collector.mode != "stream",
+                writing=WritingOptions(output=writer.options, durability=self._execution.durability),
+                execution=self._execution,
+                quiet=self._quiet,
+            )
+            return Driver(job, folder).run()
+
+    def _defining(self) -> Defining:
+        loader, output = self._loader, self._writer.options
+        return Defining(
+            kernel_size=loader.kernel_size,
+            stride=loader.stride,
+            level=_level_name(loader.level),
+            border=loader.border,
+            reader=loader.reader,
+            background=loader.background,
+            on_bad_region=loader.on_bad_region,
+            collector=collector_name(self._collector),
+            collector_mode=self._collector.mode,
+            collector_arguments=collector_arguments(self._collector),
+            columns=self._columns,
+            batch_size=self._batch_size,
+            format=output.format,
+            one_file=output.one_file,
+        )
+
+
+def _check_collector(collector: StreamCollector) -> None:
+    one_of(collector.mode, ("stream", "accumulate", "collect"), f"mode of {type(collector).__name__}")
+    needed = {"accumulate": "accumulate", "collect": "collate"}.get(collector.mode)
+    for method in filter(None, ("process", needed)):
+        if not overrides(collector, method):
+            raise ConfigError(f"{type(collector).__name__} has mode {collector.mode!r} and must define {method}")
+
+
+def _columns(collector: StreamCollector) -> tuple[str, ...] | None:
+    columns = collector.columns
+    if columns is None:
+        return None
+    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
+        raise ConfigError(f"columns of {type(collector).__name__} must be different strings, got {columns!r}")
+    return tuple(columns)
+
+
+def _count(value: Any, name: str) -> int:
+    if not isinstance(value, int):
+        raise ConfigError(f"{name} must be an int, got {value!r}")
+    number: int = at_least(value, 1, name)
+    return number
+
+
+def _level_name(level: int | Callable[..., int]) -> int | str:
+    """What stands for the level in ``run.json``: itself, or the source of the callable that chooses it."""
+    if not callable(level):
+        return level
+    try:
+        source = inspect.getsource(level)
+    except (OSError, TypeError):
+        source = repr(getattr(level, "__qualname__", type(level).__name__))
+    return f"callable: {' '.join(source.split())}"

@@ -1,0 +1,110 @@
+"""What happened in a run.
+
+In: events, as the driver sees them.  Out: a Report, also as JSON in the output folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from streamwsi.wire.messages import Clock
+
+SlideState = Literal["done", "failed", "unfinished"]
+PatientState = Literal["done", "already done", "partial", "failed", "unfinished"]
+
+
+class SlideReport(msgspec.Struct, kw_only=True):
+    """What became of one slide."""
+
+    id: str
+    path: str
+    state: SlideState = "unfinished"
+    reason: str | None = None
+    """Why it failed."""
+    reader: str | None = None
+    level: int | None = None
+    expected: int | None = None
+    """Windows of its plan; None where it could not be opened."""
+    written: int = 0
+    none: int = 0
+    skipped: int = 0
+    stopped: int = 0
+    failed: int = 0
+    """Windows that have no status because the slide failed."""
+    seconds: float | None = None
+    """From its opening to its last commit."""
+    resampled_px: float = 0.0
+    """Largest shift of what was read against the level's own pixels, in pixels of the level; 0: exact."""
+
+
+class PatientReport(msgspec.Struct, kw_only=True):
+    """What became of one patient."""
+
+    id: str
+    state: PatientState = "unfinished"
+    file: str | None = None
+    slides: list[SlideReport] = []
+
+
+class StageReport(msgspec.Struct, kw_only=True):
+    """Where the time of a stage's workers went, as shares of the run, 0 to 1."""
+
+    workers: int
+    busy: float
+    wait_input: float
+    wait_output: float
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What happened in a run."""
+
+    streamwsi_version: str
+    state: Literal["done", "some slides failed", "interrupted", "broken off"] = "done"
+    seconds: float = 0.0
+    windows: int = 0
+    """Windows committed in this run."""
+    windows_per_second: float = 0.0
+    restarts: int = 0
+    refused_messages: int = 0
+    limiting_stage: str | None = None
+    """The stage whose workers were busiest."""
+    stages: dict[str, StageReport] = {}
+    error: str | None = None
+    warnings: list[str] = []
+    patients: list[PatientReport] = []
+    results: dict[str, Any] = {}
+    """What a gathering collector made of each patient, by patient id; not part of the JSON."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 1 some slides failed; 3 broken off."""
+        return {"done": 0, "some slides failed": 1, "interrupted": 130, "broken off": 3}[self.state]
+
+    @property
+    def failed_slides(self) -> list[SlideReport]:
+        """Slides that failed, with their reasons."""
+        return [slide for patient in self.patients for slide in patient.slides if slide.state == "failed"]
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON, without `results`."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "results"}
+        return msgspec.json.format(msgspec.json.encode(fields), indent=2)
+
+    def set_clocks(self, clocks: dict[str, dict[str, Clock]], workers: dict[str, int]) -> None:
+        """Sum the workers' clocks up by stage, and name the busiest stage."""
+        for stage, of_workers in clocks.items():
+            total = max(self.seconds * workers[stage], 1e-9)
+
+            def share(kind: str, of: dict[str, Clock] = of_workers, total: float = total) -> float:
+                return round(min(1.0, float(sum(getattr(clock, kind) for clock in of.values())) / total), 4)
+
+            self.stages[stage] = StageReport(
+                workers=workers[stage],
+                busy=share("busy_s"),
+                wait_input=share("wait_input_s"),
+                wait_output=share("wait_output_s"),
+            )
+        if any(stage.busy for stage in self.stages.values()):
+            self.limiting_stage = max(self.stages, key=lambda stage: self.stages[stage].busy)

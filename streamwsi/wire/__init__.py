@@ -1,0 +1,1 @@
+"""The wire: messages as typed bytes, sockets, keys. The only place that imports zmq."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamwsi.pipeline.report import Report
 
 
-class _Pair(click.ParamType):
+class _Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """An int, or two as 256x128 or 256,128."""
 
     name = "pixels"
@@ -38,7 +38,7 @@ class _Pair(click.ParamType):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
-class _Background(click.ParamType):
+class _Background(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A colour as R,G,B or #RRGGBB."""
 
     name = "colour"
@@ -286,7 +286,9 @@ def summary(report: Report, out: Path) -> str:
         f"{report.windows} windows in {report.seconds:.1f} s ({report.windows_per_second:.0f}/s)"
         + (f"; limiting stage: {report.limiting_stage}" if report.limiting_stage else "")
     ]
-    lines += [f"failed: {slide.path}: {slide.reason}" for slide in report.failed_slides]
+    for slide in report.failed_slides:
+        reason = slide.reason or "unknown"
+        lines.append(f"failed: {reason if slide.path in reason else f'{slide.path}: {reason}'}")
     lines.append(f"files: {out}; report: {out / 'report.json'}")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,8 +296,13 @@ class _HDF5Pieces:
         return pieces, len(grid) - without_row
 
     def _opened(self) -> Any:
+        # Locks fail on some network file systems, and a published file does not change any more; but a file that is open in
+        # this process already must be opened as it was.
+        for locking in (False, None):
+            with suppress(OSError):
+                return h5py.File(self._path, "r", locking=locking)
         try:
-            return h5py.File(self._path, "r", locking=False)
+            return h5py.File(self._path, "r", locking=True)
         except OSError as error:
             raise MapError(f"{self._path} is not an HDF5 file, or it is damaged: {error}") from error
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _LEAST_WIDTH_PX = 200
 _DPI = 100
 _GREY = "0.35"
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+"""Of red, green and blue. Source: ITU-R BT.709."""
 
 
 def render(
@@ -150,8 +152,10 @@ def overlay(tissue: UInt8Array, heat: Map, colours: Colormap, norm: Normalize, a
         strip = slice(first, first + 256)
         shown = heat.values[rows[strip, None], columns, 0]
         rgba = colours(norm(np.ma.masked_invalid(shown) if np.isnan(shown).any() else shown))
-        opacity = np.where(np.isnan(shown), 0.0, alpha)[..., None]
-        picture[strip] = np.rint(tissue[strip] * (1 - opacity) + 255 * rgba[..., :3] * opacity).astype(np.uint8)
+        # under the colours the tissue is grey: mixed with pink, they would not be those of the colour bar
+        grey = np.rint(tissue[strip] @ _LUMINANCE)[..., None]
+        mixed = np.rint(grey * (1 - alpha) + 255 * rgba[..., :3] * alpha)
+        picture[strip] = np.where(np.isnan(shown)[..., None], tissue[strip], mixed)
     return picture
 
 
@@ -186,7 +190,7 @@ class _Sheet:
     def of(cls, extent_l0: tuple[int, int], width_px: int) -> _Sheet:
         """Fit a slide of (width, height) `extent_l0` into a picture of this width, at most a quarter taller than wide."""
         unit = width_px / 1600
-        left, right, top, bottom = (round(side * unit) for side in (50, 260, 110, 90))
+        left, right, top, bottom = (round(side * unit) for side in (50, 240, 130, 90))
         room = (width_px - left - right, 1.25 * width_px)
         scale = min(space / side for space, side in zip(room, extent_l0, strict=True))
         size = max(1, round(extent_l0[0] * scale)), max(1, round(extent_l0[1] * scale))
@@ -311,15 +315,30 @@ def _draw_bar(figure: Figure, sheet: _Sheet, colours: Colormap, norm: Normalize,
 
 
 def _draw_texts(figure: Figure, sheet: _Sheet, title: str, heat: Map) -> None:
-    middle = 1 - sheet.top / 2 / sheet.height
-    left = sheet.left / sheet.width
-    text = figure.text(left, middle, title, fontsize=sheet.points(38), va="center", weight="medium", parse_math=False)
-    _shrink(text, sheet.width - 2 * sheet.left, along=0)
+    def line(y: float, words: str, size: float, colour: str) -> None:
+        place = sheet.left / sheet.width, 1 - y * sheet.unit / sheet.height
+        text = figure.text(*place, words, fontsize=sheet.points(size), color=colour, va="center", parse_math=False)
+        _shrink(text, sheet.width - 2 * sheet.left, along=0)
+
+    line(46, title, 38, "black")
+    line(96, _about(heat.plan), 22, _GREY)
     if np.isnan(heat.values).any():
         note = "not coloured: no value"
         below = 1 - (sheet.top + sheet.size[1] + 34 * sheet.unit) / sheet.height
         right = (sheet.left + sheet.size[0]) / sheet.width
         figure.text(right, below, note, fontsize=sheet.points(22), va="top", ha="right", color=_GREY)
+
+
+def _about(plan: SlidePlan) -> str:
+    """How the values came about, in one line."""
+    (width, height), (stride_x, stride_y) = plan.kernel, plan.stride
+    size = f"{width} × {height} px"
+    if plan.mpp is not None:
+        across, down = (side * plan.downsample * mpp for side, mpp in zip(plan.kernel, plan.mpp, strict=True))
+        size += f" ({across:.3g} × {down:.3g} µm)"
+    return (
+        f"windows of {size}, every {stride_x if stride_x == stride_y else f'{stride_x}, {stride_y}'} px, of level {plan.level}"
+    )
 
 
 def _shrink(text: Any, room_px: float, along: int) -> None:

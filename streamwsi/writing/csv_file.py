@@ -28,6 +28,7 @@ class CSVPieceFile:
     """A CSV file while it is written; see :class:`streamwsi.writing.formats.PieceFile`."""
 
     def __init__(self, path: Path, spec: ValueSpec, with_patient: bool = False) -> None:
+        self._spec = spec
         self._with_patient = with_patient
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._rows = csv.writer(self._file, lineterminator="\n")
@@ -45,7 +46,7 @@ class CSVPieceFile:
             raise RuntimeError("append before begin_slide")
         lead = (slide.patient_id, slide.id) if self._with_patient else (slide.id,)
         places = np.column_stack([windows.index, windows.xy, np.full(len(windows), slide.level), windows.size])
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), self._spec.size)
         if flat.dtype == bool:
             flat = flat.astype(np.uint8)
         if flat.dtype in (np.float16, np.float32):

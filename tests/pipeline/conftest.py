@@ -1,0 +1,84 @@
+"""Slides, collectors and watchers for runs with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import streamwsi as sw
+
+CLI = [sys.executable, "-m", "streamwsi.cli"]
+
+
+@pytest.fixture(scope="session")
+def copies(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four slides: copies of the bundled one."""
+    folder = tmp_path_factory.mktemp("slides")
+    return [Path(shutil.copy(bundled, folder / f"copy{number}.svs")) for number in range(4)]
+
+
+@pytest.fixture(scope="session")
+def three_patients(copies: list[Path]) -> sw.Dataset:
+    """Three patients, the second with two slides."""
+    return sw.Dataset(
+        [
+            sw.Patient("anna", {"H&E": copies[0]}, {"label": 1}),
+            sw.Patient("bert", {"H&E": copies[1], "second": copies[2]}, {"label": 2}),
+            sw.Patient("cara", {"H&E": copies[3]}, {"label": 3}),
+        ]
+    )
+
+
+@pytest.fixture
+def one_patient(bundled: Path) -> sw.Dataset:
+    return sw.Dataset([sw.Patient("p", {"s": bundled})])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No process, socket folder or shared-memory block outlives a test."""
+    before = leftovers()
+    yield
+    left = leftovers() - before
+    assert not left, f"left behind: {left}"
+
+
+def leftovers() -> set[str]:
+    """What runs leave behind when they do not clean up."""
+    processes = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "streamwsi-" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                processes.add(f"process {child.pid}")
+    folders = {str(path) for path in Path(tempfile.gettempdir()).glob("streamwsi-*")}
+    blocks = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} if os.path.isdir("/dev/shm") else set()
+    return processes | folders | {block for block in blocks if "streamwsi" in block or "psm_" in block}
+
+
+@pytest.fixture
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own."""
+
+    def run(*arguments: object, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*CLI, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+def workers_of(pid: int, role: str) -> list[psutil.Process]:
+    """The worker processes of one role below a process."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if f"streamwsi-{role}" in child.cmdline():
+                found.append(child)
+    return found

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
-    from streamwsi.maps.render import render
+    from streamwsi.maps.render import render, render_all
     from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.pipeline.report import Report
     from streamwsi.slides.reader import open_slide
@@ -64,7 +64,7 @@ _WHERE = {
     "loading.sliding_window": ("SlidingWindowLoader",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),
-    "maps.render": ("render",),
+    "maps.render": ("render", "render_all"),
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),
     "slides.reader": ("open_slide",),

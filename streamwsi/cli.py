@@ -8,6 +8,7 @@ What a command needs is imported when it runs: `--help` does not pay for pandas,
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,13 +65,12 @@ def main() -> None:
     """The console script: errors in one line, exit codes as documented."""
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
+    except click.exceptions.Abort as abort:  # click makes this of every KeyboardInterrupt
+        interrupted = abort.__cause__ if isinstance(abort.__cause__, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"streamwsi: {interrupted}; run the same command again to go on", file=sys.stderr)
+        code = interrupted.exit_code
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
-    except Interrupted as error:
-        print(f"streamwsi: {error}; run the same command again to go on", file=sys.stderr)
         code = error.exit_code
     except StreamwsiError as error:
         print(f"streamwsi: error: {error}", file=sys.stderr)
@@ -182,7 +182,7 @@ def info(slide: str, reader: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path", type=click.Path(exists=True))
-@click.option("--out", type=click.Path(dir_okay=False), help="The picture.  [default: beside the file]")
+@click.option("--out", type=click.Path(), help="The picture, or the folder for pictures.  [default: beside the file]")
 @click.option("--slide", help="Id of the slide, where the patient has several.")
 @click.option("--patient", help="Id of the patient, in a file of several.")
 @click.option("--channel", default="0", show_default=True, help="Number or name of the value column.")
@@ -192,7 +192,7 @@ def info(slide: str, reader: str, as_json: bool) -> None:
 @click.option("--vmax", type=float, help="Value of the colour bar's upper end.")
 @click.option("--width", "width_px", type=int, default=1600, show_default=True, help="Width of the picture in pixels.")
 @click.option("--title", help="[default: patient and slide]")
-@click.option("--slide-path", type=click.Path(), help="Where the slide lies now, if it has moved.")
+@click.option("--slide-path", type=click.Path(), help="The slide, or the folder it lies in, if it has moved.")
 def render(path: str, **options: Any) -> None:
     """Lay the map in PATH (a patient's file, or a whole output folder) over its slide's thumbnail."""
     from streamwsi.maps.render import render as render_file
@@ -202,11 +202,9 @@ def render(path: str, **options: Any) -> None:
     options["channel"] = int(channel) if channel.lstrip("-").isdigit() else channel
     target = options.pop("out")
     if Path(path).is_dir():
-        if target or options["slide"] or options["patient"] or options["slide_path"]:
-            raise ConfigError("--out, --slide, --patient and --slide-path go with one patient's file, not with a folder")
-        for name in ("slide", "patient", "slide_path"):
-            del options[name]
-        for picture in render_all(path, **options):
+        if options.pop("slide") or options.pop("patient"):
+            raise ConfigError("--slide and --patient go with one patient's file, not with a folder")
+        for picture in render_all(path, target, **options):
             click.echo(picture)
     else:
         click.echo(render_file(path, target, **options))

@@ -47,6 +47,8 @@ def check_id(value: str, what: str) -> str:
         raise refuse(f"it holds {bad.group()!r}")
     if value.startswith(".") or value.endswith((".", " ")):
         raise refuse("it begins with a dot, or ends with a dot or a space")
+    if value.endswith(".partial"):
+        raise refuse("files of patients that are not complete are called so")
     if _RESERVED_NAMES.match(value):
         raise refuse("the name is reserved on Windows")
     if not _is_text(value):

@@ -13,6 +13,8 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +38,8 @@ class Shipped(msgspec.Struct, frozen=True):
 def ship(thing: Any, what: str) -> Shipped:
     """`thing` as bytes. Raises ConfigError naming the attribute that cannot be serialised."""
     try:
-        return Shipped(cloudpickle.dumps(thing), tuple(_loaded_files))
+        with _by_value(_unimportable(thing)):
+            return Shipped(cloudpickle.dumps(thing), tuple(_loaded_files))
     except Exception as error:
         culprit = _culprit(thing)
         raise ConfigError(
@@ -137,6 +140,33 @@ def source_hash(collector: StreamCollector) -> str | None:
     except (OSError, TypeError):
         return None
     return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+
+
+def _unimportable(thing: Any) -> list[ModuleType]:
+    """Modules of `thing`'s classes that no child can import by name (made by runpy or a test runner, say)."""
+    names = {kind.__module__ for kind in type(thing).__mro__} | {getattr(thing, "__module__", "builtins")}
+    found = []
+    for name in names - {"__main__", "builtins"}:
+        module = sys.modules.get(name)
+        loaded_here = getattr(module, "__file__", None) in _loaded_files
+        try:
+            known = loaded_here or importlib.util.find_spec(name) is not None
+        except (ValueError, ImportError):  # it has no spec, or its parent is gone
+            known = False
+        if module is not None and not known:
+            found.append(module)
+    return found
+
+
+@contextmanager
+def _by_value(modules: list[ModuleType]) -> Iterator[None]:
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _is_collector(value: Any) -> bool:

@@ -88,12 +88,27 @@ def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
 
 
 def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:
-    """A hash of a file's size and of `samples` parts of it, the first and the last among them; 32 hexadecimal digits."""
-    size = Path(path).stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    last = max(size - sample_bytes, 0)
-    with open(path, "rb") as file:
-        for offset in sorted({last * number // (samples - 1) for number in range(samples)}):
-            file.seek(offset)
-            digest.update(file.read(sample_bytes))
+    """A hash of a slide's content: for each of its files, the size and `samples` parts, the first and the last among them.
+
+    Returns 32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _files_of(Path(path)):
+        size = part.stat().st_size
+        digest.update(f"{size};".encode())
+        last = max(size - sample_bytes, 0)
+        with part.open("rb") as file:
+            for offset in sorted({last * number // (samples - 1) for number in range(samples)}):
+                file.seek(offset)
+                digest.update(file.read(sample_bytes))
     return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files that a slide may consist of: a DICOM series lies in one folder, a MIRAX slide has one beside it."""
+    suffix = path.suffix.lower()
+    if suffix == ".dcm":
+        return sorted(other for other in path.parent.iterdir() if other.suffix.lower() == ".dcm")
+    if suffix == ".mrxs" and path.with_suffix("").is_dir():
+        return [path, *sorted(other for other in path.with_suffix("").iterdir() if other.is_file())]
+    return [path]

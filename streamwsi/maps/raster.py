@@ -136,7 +136,7 @@ def _over_both(grid: Grid, index: Int64Array, values: npt.NDArray[Any], down: _O
 def _overlaps(starts: Int64Array, sizes: Int64Array, extent_px: int, cell_px: int) -> _Overlaps:
     edges = _edges(extent_px, cell_px)
     low, high = edges[:-1], edges[1:]
-    stops = np.minimum(starts + sizes, extent_px)
+    stops = starts + sizes
     # starts and stops both ascend, so that the windows over a cell are neighbours
     first = np.searchsorted(stops, low, side="right")
     count = np.searchsorted(starts, high, side="left") - first

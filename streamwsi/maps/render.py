@@ -68,7 +68,7 @@ def render(
     cmap
         Name of one of matplotlib's colour maps.
     alpha
-        Opacity of the map, from 0 to 1.
+        Opacity of the map, from 0 to 1. Under the map the tissue is grey, so that the colours are those of the colour bar.
     vmin, vmax
         Values at the ends of the colour bar; by default the least and the greatest of the map.
     width_px
@@ -251,7 +251,7 @@ def _thumbnail(plan: SlidePlan, slide_path: str | os.PathLike[str] | None, size:
     if slide_path is not None and path.is_dir():
         path = path / Path(plan.path).name
     if not path.exists():
-        raise MapError(f"the slide is not at {path}: pass the place where it lies now as slide_path")
+        raise MapError(f"the slide is not at {path}: pass the place where it lies now as slide_path (--slide-path)")
     try:
         with open_slide(path) as reader:
             if reader.info.dimensions != plan.extent_l0:
@@ -306,27 +306,23 @@ def _draw_bar(figure: Figure, sheet: _Sheet, colours: Colormap, norm: Normalize,
     # over white, as the map is over bright tissue
     shown = ListedColormap(alpha * colours(np.linspace(0, 1, 256))[:, :3] + 1 - alpha)
     box = sheet.box(sheet.left + sheet.size[0] + 36 * sheet.unit, sheet.top, 36 * sheet.unit, sheet.bar_height)
-    bar = figure.colorbar(ScalarMappable(norm, shown), cax=figure.add_axes(box), extend=extend)
+    ends = 30 * sheet.unit / sheet.bar_height
+    bar = figure.colorbar(ScalarMappable(norm, shown), cax=figure.add_axes(box), extend=extend, extendfrac=ends)
     bar.outline.set_linewidth(sheet.points(1.5))
     bar.ax.tick_params(labelsize=sheet.points(24), width=sheet.points(1.5), length=sheet.points(8))
     bar.ax.yaxis.get_offset_text().set_fontsize(sheet.points(22))
     text = bar.ax.set_ylabel(label, fontsize=sheet.points(28), parse_math=False)
-    _shrink(text, sheet.bar_height, along=1)
+    _fit(text, sheet.bar_height)
 
 
 def _draw_texts(figure: Figure, sheet: _Sheet, title: str, heat: Map) -> None:
     def line(y: float, words: str, size: float, colour: str) -> None:
         place = sheet.left / sheet.width, 1 - y * sheet.unit / sheet.height
         text = figure.text(*place, words, fontsize=sheet.points(size), color=colour, va="center", parse_math=False)
-        _shrink(text, sheet.width - 2 * sheet.left, along=0)
+        _fit(text, sheet.width - 2 * sheet.left)
 
     line(46, title, 38, "black")
-    line(96, _about(heat.plan), 22, _GREY)
-    if np.isnan(heat.values).any():
-        note = "not coloured: no value"
-        below = 1 - (sheet.top + sheet.size[1] + 34 * sheet.unit) / sheet.height
-        right = (sheet.left + sheet.size[0]) / sheet.width
-        figure.text(right, below, note, fontsize=sheet.points(22), va="top", ha="right", color=_GREY)
+    line(96, _about(heat.plan) + ("; not coloured: no value" if np.isnan(heat.values).any() else ""), 22, _GREY)
 
 
 def _about(plan: SlidePlan) -> str:
@@ -341,12 +337,20 @@ def _about(plan: SlidePlan) -> str:
     )
 
 
-def _shrink(text: Any, room_px: float, along: int) -> None:
-    """Make a text smaller until it fits."""
-    extent = text.get_window_extent()
-    length = extent.width if along == 0 else extent.height
-    if length > room_px:
-        text.set_fontsize(text.get_fontsize() * room_px / length)
+def _fit(text: Any, room_px: float) -> None:
+    """Make a text smaller, and in the end shorter, until it fits."""
+
+    def length_px() -> float:
+        extent = text.get_window_extent()
+        return float(max(extent.width, extent.height))
+
+    size, words = text.get_fontsize(), text.get_text()
+    for part in (0.85, 0.7, 0.6):
+        if length_px() > room_px:
+            text.set_fontsize(size * part)
+    while length_px() > room_px and words:
+        words = words[: min(len(words) - 1, int(len(words) * room_px / length_px()))]
+        text.set_text(words + "…")
 
 
 def _round_length(longest_um: float) -> float:

@@ -9,7 +9,9 @@ A chunk's way, each step one event:
 
 A lease holds a loader's slot until it is sent, a collector's until it is collected, a writer's from being sent until it is
 committed; a slow stage so slows those before it. A chunk whose worker died is leased again under a new number, and what is
-still said of the old one is ignored. Memory grows with the slides in flight; of finished ones nothing is kept.
+still said of the old one is ignored; the living hold what the dead had given them on top of their credit until they are done
+with it. The first slide with chunks to lease comes first. Memory grows with the slides in flight; of finished ones nothing
+is kept.
 """
 
 from __future__ import annotations
@@ -164,6 +166,12 @@ class _Step(Enum):
     COLLECTED = auto()
 
 
+_WITH_WRITER = (_Stage.OPENING, _Stage.OPEN, _Stage.SEALING)
+"""A writer holds the patient's journal."""
+_WITH_LOADER = (_Step.READING, _Step.READ)
+"""The chunk takes up a slot of its loader."""
+
+
 class ChunkSet:
     """Numbers of chunks, most of them a prefix: those below `prefix`, and `others`."""
 
@@ -199,10 +207,11 @@ class _Slide:
     resolving: str | None = None
     """The loader that opens it."""
     queued: bool = False
+    """It stands among those with chunks to lease."""
     next: int = 0
-    """The first chunk that was never leased."""
+    """No chunk from this one on was leased since its patient was opened."""
     again: list[int] = field(default_factory=list)
-    """A heap: chunks to lease again."""
+    """A heap: chunks before `next` to lease again."""
     committed: ChunkSet = field(default_factory=ChunkSet)
     leases: set[int] = field(default_factory=set)
     failed: bool = False
@@ -221,6 +230,8 @@ class _Patient:
     writer: str | None
     stage: _Stage
     slides: list[_Slide]
+    n_closed: int = 0
+    """How many of the slides are closed."""
     publisher: str | None = None
     stop: SlideKey | None = None
     """(slide, chunk): the last chunk that counts."""
@@ -293,10 +304,11 @@ class Scheduler:
         self._publishers: dict[str, int | None] = {}
         """The patient that each is publishing."""
         self._unopened: deque[int] = deque()
-        """Patients without a writer."""
-        self._unresolved: deque[_Slide] = deque()
-        self._runnable: deque[_Slide] = deque()
-        """Slides with chunks to lease, the first one first."""
+        """Patients whose writer is gone."""
+        self._unresolved: list[SlideKey] = []
+        """A heap: slides to open, and some that need not be any more."""
+        self._runnable: list[SlideKey] = []
+        """A heap: slides with chunks to lease, and some without."""
         self._read: deque[_Lease] = deque()
         """Chunks that wait to be sent."""
         self._sealed: deque[int] = deque()
@@ -310,15 +322,16 @@ class Scheduler:
     def worker_came(self, role: str, name: str) -> None:
         """A loader, collector, writer or publisher is ready."""
         if role == "loader":
-            self._loaders[name] = self._resolving[name] = 0
+            self._loaders.setdefault(name, 0)
+            self._resolving.setdefault(name, 0)
         elif role == "collector":
-            self._collectors[name] = 0
+            self._collectors.setdefault(name, 0)
             for patient in self._patients.values():
-                self._ask(patient)
+                self._advance(patient)
         elif role == "writer":
-            self._writers[name] = 0
+            self._writers.setdefault(name, 0)
         else:
-            self._publishers[name] = None
+            self._publishers.setdefault(name, None)
 
     def worker_went(self, role: str, name: str) -> None:
         """A worker is gone: what it held is to be done again by another."""
@@ -332,7 +345,7 @@ class Scheduler:
             for patient in self._patients.values():
                 if patient.asking == name:
                     patient.asking = None
-                    self._ask(patient)
+                    self._advance(patient)
         elif role == "writer":
             self._writer_went(name)
         else:
@@ -344,23 +357,19 @@ class Scheduler:
     def patient_opened(self, patient: int, committed: dict[int, list[int]]) -> None:
         """A writer says what a patient's journal holds: the committed chunks of each slide."""
         state = self._patients.get(patient)
-        if state is None or state.stage is not _Stage.OPENING:
+        if state is None or state.stage is not _Stage.OPENING or state.writer is None:
             return
         state.stage = _Stage.OPEN
         for slide in state.slides:
             slide.committed = ChunkSet(committed.get(slide.key[1], ()))
-            if slide.failed:
-                continue
+            slide.next, slide.again = 0, []
             # A slide that was open before its writer died keeps its plan. Any other is opened by a loader, also where the
             # journal knows it: it must be seen to be the same still.
             if slide.plan is None:
-                slide.next = 0
-                self._unresolved.append(slide)
+                heapq.heappush(self._unresolved, slide.key)
             else:
-                slide.next, slide.again = 0, []
                 self._queue(slide)
-        self._ask(state)
-        self._check_patient(state)
+        self._advance(state)
 
     def slide_resolved(self, key: SlideKey, plan: SlidePlan) -> None:
         """A loader has opened a slide."""
@@ -372,8 +381,7 @@ class Scheduler:
         patient = self._patients[key[0]]
         if patient.stage is _Stage.OPEN:
             self._queue(slide)
-            self._ask(patient)
-            self._check_patient(patient)
+            self._advance(patient, slide)
 
     def slide_failed(self, key: SlideKey) -> None:
         """A slide cannot be opened, or not be read on; its other chunks are given up."""
@@ -382,9 +390,8 @@ class Scheduler:
             return
         self._resolved_by(slide)
         slide.failed = True
-        self._give_up_reading(slide)
-        self._ask(self._patients[key[0]])
-        self._check_patient(self._patients[key[0]])
+        self._give_up_reading(slide, behind=-1)
+        self._advance(self._patients[key[0]], slide)
 
     def chunk_read(self, lease: int) -> None:
         """A loader has read a chunk."""
@@ -396,7 +403,7 @@ class Scheduler:
     def chunk_failed(self, lease: int) -> SlideKey | None:
         """A loader cannot read a chunk: its slide fails. Returns the slide, or None where the lease is no longer held."""
         state = self._leases.get(lease)
-        if state is None:
+        if state is None or state.step is not _Step.READING:
             return None
         self._end(state)
         self.slide_failed(state.slide.key)
@@ -417,9 +424,7 @@ class Scheduler:
         slide = state.slide
         self._end(state)
         slide.committed.add(state.chunk)
-        patient = self._patients[slide.key[0]]
-        self._ask(patient)
-        self._check_patient(patient)
+        self._advance(self._patients[slide.key[0]], slide)
         return slide.key
 
     def finished_answered(self, patient: int, windows_done: int, finished: bool) -> None:
@@ -431,13 +436,12 @@ class Scheduler:
         if finished:
             state.stop = state.asked
             for slide in state.slides:
-                self._give_up_reading(slide, after=state.last_chunk(slide.key[1]))
+                self._give_up_reading(slide, behind=state.last_chunk(slide.key[1]))
         else:
             slide_number, chunk = state.asked
             state.windows_done = windows_done
             state.asked = (slide_number, chunk + 1)
-            self._ask(state)
-        self._check_patient(state)
+        self._advance(state)
 
     def patient_sealed(self, patient: int) -> None:
         """A writer has closed a patient's journal."""
@@ -459,9 +463,9 @@ class Scheduler:
             self._forget(state)
 
     def stop(self) -> None:
-        """Begin nothing new; chunks that were sent are still committed."""
+        """Begin nothing new: what was not sent yet is dropped, what was is still committed."""
         self.stopping = True
-        for lease in [lease for lease in self._leases.values() if lease.step in (_Step.READING, _Step.READ)]:
+        for lease in [lease for lease in self._leases.values() if lease.step in _WITH_LOADER]:
             self._drop(lease)
 
     # ---- what the caller asks
@@ -469,11 +473,12 @@ class Scheduler:
     def decisions(self) -> list[Decision]:
         """What is to be done now."""
         if not self.stopping:
+            # In this order, since each makes room for those after it
+            self._send_chunks()
+            self._lease_chunks()
             self._open_patients()
             self._resolve_slides()
-            self._lease_chunks()
             self._publish_patients()
-        self._send_chunks()
         decided, self._decisions = self._decisions, []
         return decided
 
@@ -481,12 +486,13 @@ class Scheduler:
     def done(self) -> bool:
         """Every patient is finished; or, when stopping, nothing is in flight any more."""
         if self.stopping:
-            return not self._leases and not any(self._publishers.values())
+            return not self._leases and all(patient is None for patient in self._publishers.values())
         return self._jobs is None and not self._patients
 
     def has_failed(self, patient: int) -> bool:
         """Whether slides of a patient in flight have failed."""
-        return any(slide.failed for slide in self._patients[patient].slides)
+        state = self._patients.get(patient)
+        return state is not None and any(slide.failed for slide in state.slides)
 
     def held_by(self, name: str) -> list[tuple[int, SlideKey, int]]:
         """(lease, slide, chunk) of every lease in which a worker takes part."""
@@ -526,7 +532,7 @@ class Scheduler:
     def _open(self, patient: _Patient) -> None:
         load = dict.fromkeys(self._writers, 0)
         for other in self._patients.values():
-            if other.writer in load:
+            if other.writer in load and other.stage in _WITH_WRITER:
                 load[other.writer] += 1
         patient.writer = min(load, key=load.__getitem__)
         patient.stage = _Stage.OPENING
@@ -537,66 +543,74 @@ class Scheduler:
             loader = min(self._resolving, key=self._resolving.__getitem__)
             if self._resolving[loader] >= self._limits.slides_ahead:
                 return
-            slide = self._unresolved.popleft()
-            if slide.failed or slide.plan is not None or slide.resolving is not None or slide.key not in self._slides:
+            slide = self._slides.get(heapq.heappop(self._unresolved))
+            if slide is None or slide.failed or slide.plan is not None or slide.resolving is not None:
                 continue
             slide.resolving = loader
             self._resolving[loader] += 1
             self._decisions.append(Resolve(loader, slide.key))
 
     def _lease_chunks(self) -> None:
-        while self._runnable and self._loaders:
-            loader = min(self._loaders, key=self._loaders.__getitem__)
-            if self._loaders[loader] >= self._limits.loader_credits:
-                return
-            slide = self._runnable[0]
-            chunk = self._next_chunk(slide)
-            if chunk is None:
-                self._runnable.popleft()
-                slide.queued = False
+        while self._runnable:
+            slide = self._slides.get(self._runnable[0])
+            if slide is None or not self._has_chunk(slide):
+                heapq.heappop(self._runnable)
+                if slide is not None:
+                    slide.queued = False
                 continue
-            lease = _Lease(self._next_lease, slide, chunk, loader)
+            loader = min(self._loaders, key=self._loaders.__getitem__, default=None)
+            if loader is None or self._loaders[loader] >= self._limits.loader_credits:
+                return
+            lease = _Lease(self._next_lease, slide, self._take_chunk(slide), loader)
             self._next_lease += 1
             self._leases[lease.number] = lease
             slide.leases.add(lease.number)
             self._loaders[loader] += 1
-            self._decisions.append(Read(loader, lease.number, slide.key, chunk))
+            self._decisions.append(Read(loader, lease.number, slide.key, lease.chunk))
 
-    def _next_chunk(self, slide: _Slide) -> int | None:
-        """The next chunk of a slide to lease; None where there is none."""
-        patient = self._patients.get(slide.key[0])
-        if slide.failed or patient is None or patient.stage is not _Stage.OPEN:
-            return None
+    def _has_chunk(self, slide: _Slide) -> bool:
+        """Whether a slide has a chunk to lease: the first of `again`, or `next`."""
+        patient = self._patients[slide.key[0]]
+        if slide.failed or patient.stage is not _Stage.OPEN:
+            return False
         stop = slide.n_chunks(patient.last_chunk(slide.key[1]))
-        while slide.again:
-            chunk = heapq.heappop(slide.again)
-            if chunk < stop and chunk not in slide.committed:
-                return chunk
-        while slide.next < stop:
+        while slide.again and (slide.again[0] >= stop or slide.again[0] in slide.committed):
+            heapq.heappop(slide.again)
+        while slide.next < stop and slide.next in slide.committed:
             slide.next += 1
-            if slide.next - 1 not in slide.committed:
-                return slide.next - 1
-        return None
+        return bool(slide.again) or slide.next < stop
+
+    @staticmethod
+    def _take_chunk(slide: _Slide) -> int:
+        if slide.again:
+            return heapq.heappop(slide.again)
+        slide.next += 1
+        return slide.next - 1
 
     def _send_chunks(self) -> None:
-        for _ in range(len(self._read)):
-            if not self._collectors:
-                return
-            collector = min(self._collectors, key=self._collectors.__getitem__)
-            if self._collectors[collector] >= self._limits.collector_credits:
-                return
-            lease = self._read.popleft()
-            if lease.number not in self._leases:
-                continue
-            writer = self._patients[lease.slide.key[0]].writer
-            if writer is None or self._writers[writer] >= self._limits.writer_credits:
-                self._read.append(lease)
-                continue
-            lease.step, lease.collector, lease.writer = _Step.SENT, collector, writer
-            self._loaders[lease.loader] -= 1
-            self._collectors[collector] += 1
-            self._writers[writer] += 1
-            self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key))
+        waiting: deque[_Lease] = deque()
+        for lease in self._read:
+            if lease.number in self._leases and not self._send(lease):
+                waiting.append(lease)
+        self._read = waiting
+
+    def _send(self, lease: _Lease) -> bool:
+        """Have a chunk sent, if a collector and its patient's writer have credit."""
+        collector = min(self._collectors, key=self._collectors.__getitem__, default=None)
+        writer = self._patients[lease.slide.key[0]].writer
+        if (
+            collector is None
+            or writer is None
+            or self._collectors[collector] >= self._limits.collector_credits
+            or self._writers[writer] >= self._limits.writer_credits
+        ):
+            return False
+        lease.step, lease.collector, lease.writer = _Step.SENT, collector, writer
+        self._loaders[lease.loader] -= 1
+        self._collectors[collector] += 1
+        self._writers[writer] += 1
+        self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key))
+        return True
 
     def _publish_patients(self) -> None:
         for publisher, busy_with in self._publishers.items():
@@ -608,29 +622,27 @@ class Scheduler:
 
     # ---- ending things
 
-    def _check_patient(self, patient: _Patient) -> None:
-        """Close slides that are complete, and seal the journal of a patient that is."""
+    def _advance(self, patient: _Patient, slide: _Slide | None = None) -> None:
+        """After a change to `slide` (None: to any of the patient's): ask, close and seal what can now be."""
+        self._ask(patient)
         if patient.stage is not _Stage.OPEN:
             return
-        for slide in patient.slides:
-            if slide.closed or slide.leases:
-                continue
-            last = patient.last_chunk(slide.key[1])
-            known = slide.plan is not None and slide.resolving is None
-            if slide.failed or (known and len(slide.committed) >= slide.n_chunks(last) and self._complete(slide, last)):
-                slide.closed = True
-                self._decisions.append(CloseSlide(slide.key))
-        if all(slide.closed for slide in patient.slides) and self._all_asked(patient) and patient.writer is not None:
+        for candidate in patient.slides if slide is None else (slide,):
+            if not candidate.closed and self._complete(candidate, patient.last_chunk(candidate.key[1])):
+                candidate.closed = True
+                patient.n_closed += 1
+                self._decisions.append(CloseSlide(candidate.key))
+        if patient.n_closed == len(patient.slides) and self._all_asked(patient) and patient.writer is not None:
             patient.stage = _Stage.SEALING
             self._decisions.append(Seal(patient.writer, patient.job.patient))
 
     @staticmethod
     def _complete(slide: _Slide, last: int | None) -> bool:
-        """Whether every chunk that counts is committed (those behind a stop may be, too)."""
+        """Whether nothing of a slide is under way, and every chunk up to `last` (None: all) is committed, or it has failed."""
+        if slide.leases or slide.failed or slide.plan is None:
+            return slide.failed and not slide.leases
         count = slide.n_chunks(last)
-        return slide.committed.prefix >= count or all(
-            chunk in slide.committed for chunk in range(slide.committed.prefix, count)
-        )
+        return all(chunk in slide.committed for chunk in range(min(slide.committed.prefix, count), count))
 
     def _forget(self, patient: _Patient) -> None:
         del self._patients[patient.job.patient]
@@ -642,18 +654,17 @@ class Scheduler:
     def _queue(self, slide: _Slide) -> None:
         if not slide.queued and not slide.failed and not slide.closed:
             slide.queued = True
-            self._runnable.append(slide)
+            heapq.heappush(self._runnable, slide.key)
 
     def _resolved_by(self, slide: _Slide) -> None:
         if slide.resolving in self._resolving:
             self._resolving[slide.resolving] -= 1
         slide.resolving = None
 
-    def _give_up_reading(self, slide: _Slide, after: int | None = -1) -> None:
-        """Drop the leases of a slide's chunks that lie behind `after` and were not sent yet; None: none does."""
-        for number in list(slide.leases):
-            lease = self._leases[number]
-            if after is not None and lease.chunk > after and lease.step in (_Step.READING, _Step.READ):
+    def _give_up_reading(self, slide: _Slide, behind: int | None) -> None:
+        """Drop the leases of a slide's chunks that lie behind one (None: none does) and were not sent yet."""
+        for lease in [self._leases[number] for number in slide.leases]:
+            if behind is not None and lease.chunk > behind and lease.step in _WITH_LOADER:
                 self._drop(lease)
 
     def _drop(self, lease: _Lease) -> None:
@@ -664,7 +675,7 @@ class Scheduler:
         """Take a lease out, and give back what it held."""
         del self._leases[lease.number]
         lease.slide.leases.discard(lease.number)
-        if lease.step in (_Step.READING, _Step.READ):
+        if lease.step in _WITH_LOADER:
             if lease.loader in self._loaders:
                 self._loaders[lease.loader] -= 1
             return
@@ -681,35 +692,33 @@ class Scheduler:
 
     def _lease_again(self, lease: _Lease) -> None:
         self._end(lease)
-        if not lease.slide.failed and not self.stopping:
-            heapq.heappush(lease.slide.again, lease.chunk)
-            self._queue(lease.slide)
-        else:
-            self._check_patient(self._patients[lease.slide.key[0]])
+        heapq.heappush(lease.slide.again, lease.chunk)
+        self._queue(lease.slide)
+        self._advance(self._patients[lease.slide.key[0]], lease.slide)  # what counts of it may be complete without the chunk
 
     def _loader_went(self, name: str) -> None:
         self._loaders.pop(name, None)
         self._resolving.pop(name, None)
         # What it had already sent may not have left it: only what was collected is known to be past it.
-        held = (_Step.READING, _Step.READ, _Step.SENT)
-        for lease in [lease for lease in self._leases.values() if lease.loader == name and lease.step in held]:
-            self._lease_again(lease)
+        for lease in [lease for lease in self._leases.values() if lease.loader == name]:
+            if lease.step is not _Step.COLLECTED:
+                self._lease_again(lease)
         for slide in self._slides.values():
             if slide.resolving == name:
                 slide.resolving = None
-                self._unresolved.appendleft(slide)
+                heapq.heappush(self._unresolved, slide.key)
 
     def _writer_went(self, name: str) -> None:
         self._writers.pop(name, None)
         for lease in [lease for lease in self._leases.values() if self._patients[lease.slide.key[0]].writer == name]:
-            if lease.step in (_Step.READING, _Step.READ):
+            if lease.step in _WITH_LOADER:
                 self._drop(lease)
             else:
                 self._end(lease)
         for patient in self._patients.values():
-            if patient.writer == name and patient.stage in (_Stage.OPENING, _Stage.OPEN, _Stage.SEALING):
+            if patient.writer == name and patient.stage in _WITH_WRITER:
                 # Its journal is asked again what it holds, by the writer that opens it next
-                patient.writer, patient.stage = None, _Stage.OPENING
+                patient.writer, patient.stage, patient.n_closed = None, _Stage.OPENING, 0
                 for slide in patient.slides:
                     slide.closed = False
                 self._unopened.append(patient.job.patient)
@@ -718,20 +727,17 @@ class Scheduler:
 
     def _ask(self, patient: _Patient) -> None:
         """Ask ``is_finished`` after the next chunk in the order of the plan, if that is committed."""
-        if patient.asking is not None or patient.stage is not _Stage.OPEN or not self._collectors or self._all_asked(patient):
+        if patient.asking is not None or patient.stage is not _Stage.OPEN or self.stopping:
             return
-        while patient.asked[0] < len(patient.slides):
-            slide = patient.slides[patient.asked[0]]
-            chunk = patient.asked[1]
-            if slide.plan is None and not slide.failed:
-                return
-            if slide.failed or chunk >= slide.n_chunks(None):
-                patient.asked = (patient.asked[0] + 1, 0)
+        while not self._all_asked(patient):
+            number, chunk = patient.asked
+            slide = patient.slides[number]
+            if slide.failed or (slide.plan is not None and chunk >= len(slide.plan)):
+                patient.asked = (number + 1, 0)
                 continue
-            if chunk not in slide.committed:
-                return
-            patient.asking = next(iter(self._collectors))
-            self._decisions.append(AskFinished(patient.asking, patient.job.patient, self._windows_at(patient)))
+            if slide.plan is not None and chunk in slide.committed and self._collectors:
+                patient.asking = min(self._collectors, key=self._collectors.__getitem__)
+                self._decisions.append(AskFinished(patient.asking, patient.job.patient, self._windows_at(patient)))
             return
 
     def _all_asked(self, patient: _Patient) -> bool:

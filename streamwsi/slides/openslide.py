@@ -88,11 +88,11 @@ class OpenSlideReader:
         return np.array(picture)
 
     def close(self) -> None:
-        """Close the handle."""
+        """Let go of the handle; reads that are under way end as if nothing had happened."""
         with self._lock:
-            handle, self._handle, self._closed = self._handle, None, True
-        if handle is not None:
-            handle.close()
+            # Not closed here: to close a handle that another thread is inside of ends the process. It is closed when the
+            # last of them lets go of it.
+            self._handle, self._closed = None, True
 
     def __enter__(self) -> OpenSlideReader:
         return self
@@ -121,6 +121,7 @@ class OpenSlideReader:
             # An error sticks to the handle, and another thread's may have stuck to this one: only a handle of its own can
             # tell whether this region is to blame.
             self._forget(handle)
+        del handle  # the traceback of an error below would keep it open
         fresh = self._open()
         try:
             return self._compose(fresh.read_region(location, level, size))
@@ -132,7 +133,6 @@ class OpenSlideReader:
             fresh.close()
 
     def _forget(self, handle: openslide.OpenSlide) -> None:
-        # Not closed here: other threads may be inside it. It is closed when the last of them lets go of it.
         with self._lock:
             if self._handle is handle:
                 self._handle = None

@@ -93,10 +93,8 @@ def test_the_command_line_gives_the_same_as_the_api(one_patient: sw.Dataset, bun
     run(one_patient, tmp_path / "api", kernel_size=(300, 200), stride=(300, 100))
     manifest = tmp_path / "slides.csv"
     manifest.write_text(f"patient,slide,path\np,s,{bundled}\n")
-    done = cli(
-        "heatmap", manifest, "--out", tmp_path / "cli", "--collector", "mean", "--kernel-size", "300x200", "--stride", "300x100",
-        "--format", "csv", "--collectors", 2,
-    )  # fmt: skip
+    window = ("--kernel-size", "300x200", "--stride", "300x100", "--format", "csv")
+    done = cli("heatmap", manifest, "--out", tmp_path / "cli", "--collector", "mean", *window, "--collectors", 2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "cli" / "p.csv").read_bytes() == (tmp_path / "api" / "p.csv").read_bytes()
 

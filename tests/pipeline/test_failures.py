@@ -1,0 +1,373 @@
+"""What ends a run, and what does not: users' exceptions, bad slides, bad results, signals, deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import streamwsi as sw
+from streamwsi.loading.resolve import fingerprint
+from tests.helpers import BAD_TILE
+from tests.pipeline.conftest import CLI, workers_of
+from tests.pipeline.test_results import Cli, run
+
+PROMPT_S = 5.0
+"""Within which a run that cannot go on must have ended."""
+
+
+class Raising(sw.StreamCollector):
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def setup(self) -> None:
+        if self.where == "setup":
+            raise ValueError("no such model: resnet-1")
+
+    def process(self, batch: sw.Batch) -> Any:
+        if self.where == "process" and 50 in batch.windows.index:
+            raise ZeroDivisionError("window fifty")
+        return np.zeros(len(batch))
+
+    def teardown(self) -> None:
+        if self.where == "teardown":
+            raise RuntimeError("cannot let go")
+
+    def is_finished(self, patient: sw.Patient, windows_done: int) -> bool:
+        if self.where == "is_finished":
+            raise KeyError("label")
+        return False
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("setup", "ValueError: no such model"),
+        ("process", "ZeroDivisionError: window fifty"),
+        ("is_finished", "KeyError: 'label'"),
+        ("teardown", "RuntimeError: cannot let go"),
+    ],
+)
+def test_an_exception_in_a_collector_ends_the_run_with_its_traceback(
+    one_patient: sw.Dataset, tmp_path: Path, where: str, message: str
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(sw.CollectorError) as caught:
+        run(one_patient, tmp_path, Raising(where), collectors=2)
+    assert time.monotonic() - begun < PROMPT_S
+    text = str(caught.value)
+    assert message in text and f"in {where}" in text and "raise " in text and "streamwsi/collecting" not in text
+    if where == "process":
+        assert "slide 's'" in text and "windows" in text and "level-0" in text
+    assert caught.value.exit_code == 3
+    assert json.loads((tmp_path / "report.json").read_text())["state"] == "broken off"
+
+
+def test_an_exception_in_a_level_callable_ends_the_run(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    def level(slide: sw.Slide) -> int:
+        raise LookupError(f"no level for {slide.id}")
+
+    begun = time.monotonic()
+    with pytest.raises(sw.CollectorError, match="no level for s") as caught:
+        run(one_patient, tmp_path, level=level)
+    assert time.monotonic() - begun < PROMPT_S and "in level" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["accumulate", "collect"])
+def test_an_exception_while_gathering_ends_the_run(one_patient: sw.Dataset, tmp_path: Path, mode: str) -> None:
+    class Gathering(sw.StreamCollector):
+        def process(self, batch: sw.Batch) -> Any:
+            return np.zeros(len(batch))
+
+        def accumulate(self, previous: Any, piece: sw.ProcessedPiece, patient: sw.Patient) -> Any:
+            raise ArithmeticError("sum")
+
+        def collate(self, patient: sw.Patient, pieces: list[sw.ProcessedPiece]) -> Any:
+            raise ArithmeticError("all")
+
+    collector = Gathering()
+    collector.mode = mode  # type: ignore[assignment]
+    with pytest.raises(sw.CollectorError, match="ArithmeticError"):
+        run(one_patient, tmp_path, collector)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (lambda batch: np.zeros(len(batch) + 1), r"windows? \d+.*shape \(\d+,\), expected one row for each of \d+ windows"),
+        (lambda batch: np.zeros((len(batch), 2 if 0 in batch.windows.index else 3)), r"shape \((3|2),\).*shape \((3|2),\)"),
+        (lambda batch: np.zeros(len(batch), "f4" if 0 in batch.windows.index else "f8"), r"float(64|32).*float(64|32)"),
+        (lambda batch: ["a"] * len(batch), r"windows? \d+.*expected booleans, integers or floats"),
+        (lambda batch: None, r"process returned None"),
+    ],
+)
+def test_a_result_that_cannot_be_stored_breaks_the_run_off(
+    one_patient: sw.Dataset, tmp_path: Path, result: Callable[[sw.Batch], Any], expected: str
+) -> None:
+    class Wrong(sw.StreamCollector):
+        def process(self, batch: sw.Batch) -> Any:
+            return result(batch)
+
+    with pytest.raises(sw.RunError, match=expected) as caught:
+        run(one_patient, tmp_path, Wrong(), chunk_px=1 << 19)
+    assert "patient 'p', slide 's'" in str(caught.value) and caught.value.exit_code == 3
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_collectors_that_disagree_break_the_run_off(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Fickle(sw.StreamCollector):
+        def process(self, batch: sw.Batch) -> Any:
+            return np.zeros(len(batch), f"f{self.device}")
+
+    with pytest.raises(sw.RunError, match=r"float(32|64).*float(32|64)"):
+        run(one_patient, tmp_path, Fickle(), devices=["4", "8"], chunk_px=70_000, collector_credits=1)
+
+
+def test_good_slides_finish_beside_damaged_ones(shared_slides: Path, bundled: Path, tmp_path: Path, cli: Cli) -> None:
+    slides = [
+        *(shared_slides / "damaged").glob("*.*"),
+        *(shared_slides / "unsupported").glob("*.*"),
+        tmp_path / "missing.svs",
+        bundled,
+    ]
+    done = cli("heatmap", *slides, "--out", tmp_path / "out", "--collector", "mean", "--format", "csv", "--json")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    states = {patient["id"]: patient["state"] for patient in report["patients"]}
+    assert states.pop("CMU-1-Small-Region") == "done" and set(states.values()) == {"failed"}
+    assert (tmp_path / "out" / "CMU-1-Small-Region.csv").exists()
+    assert [path.name for path in (tmp_path / "out").glob("*.csv")] == ["CMU-1-Small-Region.csv"]
+    failed = [slide for patient in report["patients"] for slide in patient["slides"] if slide["state"] == "failed"]
+    assert len(failed) == len(slides) - 1 and all(slide["reason"] for slide in failed)
+    assert "does not exist" in next(slide["reason"] for slide in failed if slide["id"] == "missing")
+
+
+def test_a_level_that_a_slide_does_not_have_fails_that_slide(shared_slides: Path, bundled: Path, tmp_path: Path) -> None:
+    dataset = sw.Dataset.from_paths([bundled, shared_slides / "tiff/boxes.tiff"])
+    report = run(dataset, tmp_path, level=1, kernel_size=64)
+    assert report.exit_code == 1
+    assert [patient.state for patient in report.patients] == ["failed", "done"]
+    assert "has no level 1: it has levels 0 to 0" in (report.failed_slides[0].reason or "")
+
+
+def test_one_bad_tile_costs_the_windows_that_touch_it(shared_slides: Path, tmp_path: Path) -> None:
+    name, (left, top, width, height) = BAD_TILE
+    dataset = sw.Dataset([sw.Patient("p", {"s": shared_slides / name})])
+    failed = run(dataset, tmp_path / "fail")
+    assert failed.exit_code == 1 and "cannot be read" in (failed.failed_slides[0].reason or "")
+    report = run(dataset, tmp_path / "skip", on_bad_region="skip", stride=128)
+    pieces = sw.read_pieces(tmp_path / "skip" / "p.csv")
+    grid = {(x, y) for x in range(0, 1964 + 128, 128) for y in range(0, 2711 + 128, 128)}
+    touching = {(x, y) for x, y in grid if x < left + width and x + 256 > left and y < top + height and y + 256 > top}
+    assert grid - {tuple(xy) for xy in pieces.coords.tolist()} == touching
+    assert report.exit_code == 0 and report.patients[0].slides[0].skipped == len(touching) == 12
+
+
+def test_a_patient_with_a_failed_slide_is_written_only_when_asked(bundled: Path, tmp_path: Path) -> None:
+    dataset = sw.Dataset([sw.Patient("p", {"good": bundled, "bad": tmp_path / "missing.svs"})])
+    assert run(dataset, tmp_path / "whole").patients[0].state == "failed"
+    assert not (tmp_path / "whole" / "p.csv").exists()
+    report = run(dataset, tmp_path / "partial", publish_partial=True)
+    assert report.patients[0].state == "partial" and report.exit_code == 1
+    assert len((tmp_path / "partial" / "p.partial.csv").read_text().splitlines()) == 109
+
+
+# ---- signals and deaths, with a process that can be signalled
+
+SLOW = """
+import threading
+import streamwsi as sw
+
+class Slow(sw.StreamCollector):
+    columns = ("mean",)
+    def process(self, batch):
+        threading.Event().wait(0.03)
+        return batch.pixels.mean(axis=(1, 2, 3))
+"""
+ALL_WINDOWS = 2 * 17 * 23
+
+
+@pytest.fixture(scope="module")
+def slow(copies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The command line of a run that takes some seconds, less its output folder."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "slow.py").write_text(SLOW)
+    return [
+        *(*CLI, "heatmap", copies[0], copies[1], "--collector", f"{folder / 'slow.py'}:Slow", "--format", "csv"),
+        *("--stride", 128, "--collectors", 2, "--chunk-px", 1 << 18, "--batch-size", 4, "--out"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slow: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    finish(slow, out)
+    return out
+
+
+def finish(command: list[object], out: Path) -> dict[str, Any]:
+    """Run to the end; returns the report."""
+    done = subprocess.run([*map(str, command), str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def begin(command: list[object], out: Path) -> subprocess.Popen[str]:
+    """Start the slow run, in a process group of its own; return once its first chunks are committed."""
+    process = subprocess.Popen([*map(str, command), str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # An empty journal's log is smaller than that
+    wait_for(lambda: any(path.stat().st_size > 60_000 for path in out.glob(".journal/*.sqlite-wal")))
+    return process
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 30) -> None:
+    """Poll until something that another process does has happened."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "what was waited for has not happened"
+        time.sleep(0.01)
+
+
+def assert_same_files(out: Path, expected: Path) -> None:
+    for name in ("copy0.csv", "copy1.csv"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("group", [False, True], ids=["driver", "process-group"])
+def test_a_signal_stops_the_run_and_running_again_goes_on(
+    slow: list[object], undisturbed: Path, tmp_path: Path, number: int, code: int, group: bool
+) -> None:
+    process = begin(slow, tmp_path)
+    begun = time.monotonic()
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert time.monotonic() - begun < PROMPT_S and "Traceback" not in errors
+    assert json.loads((tmp_path / "report.json").read_text())["state"] == "interrupted"
+    assert 0 < finish(slow, tmp_path)["windows"] < ALL_WINDOWS
+    assert_same_files(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("role", ["loader", "collector", "writer"])
+def test_a_worker_that_is_killed_is_replaced(slow: list[object], undisturbed: Path, tmp_path: Path, role: str) -> None:
+    process = begin(slow, tmp_path)
+    workers_of(process.pid, role)[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "was killed by SIGKILL; it is replaced" in errors
+    assert json.loads((tmp_path / "report.json").read_text())["restarts"] == 1
+    assert_same_files(tmp_path, undisturbed)
+
+
+def test_a_collector_that_exits_without_a_word_is_a_death(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Leaving(sw.StreamCollector):
+        def process(self, batch: sw.Batch) -> Any:
+            os._exit(0)
+
+    with pytest.raises(sw.WorkerDied, match=r"collector 0 .*ended with exit code 0, without saying so.*max_restarts"):
+        run(one_patient, tmp_path, Leaving(), max_restarts=2)
+
+
+def test_when_the_driver_is_killed_its_children_end_and_nothing_committed_is_lost(
+    slow: list[object], undisturbed: Path, tmp_path: Path
+) -> None:
+    process = begin(slow, tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 5
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=PROMPT_S)
+    assert not alive
+    assert 0 < finish(slow, tmp_path)["windows"] < ALL_WINDOWS
+    assert_same_files(tmp_path, undisturbed)
+
+
+def test_two_runs_cannot_use_one_folder(slow: list[object], tmp_path: Path) -> None:
+    process = begin(slow, tmp_path)
+    second = subprocess.run([*map(str, slow), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "in use by another run" in second.stderr and f"pid {process.pid} on " in second.stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_a_finished_run_is_left_as_it_is(one_patient: sw.Dataset, tmp_path: Path, cli: Cli, bundled: Path) -> None:
+    arguments = ("heatmap", bundled, "--out", tmp_path, "--collector", "mean")
+    assert cli(*arguments).returncode == 0
+    before = fingerprint(tmp_path / "CMU-1-Small-Region.h5")
+    again = cli(*arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+    assert fingerprint(tmp_path / "CMU-1-Small-Region.h5") == before
+    other = cli(*arguments, "--kernel-size", 128)
+    assert (
+        other.returncode == 2 and "holds another run: its kernel_size is (256, 256), this one's is (128, 128)" in other.stderr
+    )
+    afresh = cli(*arguments, "--kernel-size", 128, "--overwrite")
+    assert afresh.returncode == 0, afresh.stderr
+    assert fingerprint(tmp_path / "CMU-1-Small-Region.h5") != before
+
+
+def test_a_slide_that_changed_is_not_mixed_with_what_it_was(slow: list[object], copies: list[Path], tmp_path: Path) -> None:
+    slide = tmp_path / "slide.svs"
+    slide.write_bytes(copies[0].read_bytes())
+    command = [slide if part == copies[0] else part for part in slow]
+    process = begin(command, tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    slide.write_bytes(copies[0].read_bytes() + b"more")
+    again = subprocess.run([*map(str, command), str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "its fingerprint was" in again.stderr
+
+
+def collector_file(folder: Path, body: str) -> str:
+    """A file with a collector whose `process` has this body; returns what the command line calls it."""
+    lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
+    path = folder / "mine.py"
+    path.write_text(
+        f"import threading\nimport streamwsi as sw\n\nclass Mine(sw.StreamCollector):\n    def process(self, batch):\n{lines}\n"
+    )
+    return f"{path}:Mine"
+
+
+def test_the_command_line_shows_the_users_traceback(bundled: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("heatmap", bundled, "--out", tmp_path / "out", "--collector", collector_file(tmp_path, "return 1 / 0"))
+    assert done.returncode == 3
+    for part in ("ZeroDivisionError: division by zero", "return 1 / 0", "in Mine.process, patient 'CMU-1-Small-Region'"):
+        assert part in done.stderr
+    assert re.search(r"windows \d+ to \d+ at level-0 \(\d+, \d+\)", done.stderr)
+    assert f"{os.sep}streamwsi{os.sep}" not in done.stderr
+
+
+def test_what_a_collector_prints_does_not_mix_with_the_json(bundled: Path, tmp_path: Path, cli: Cli) -> None:
+    collector = collector_file(tmp_path, "print('hello')\nreturn [0] * len(batch)")
+    done = cli("heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--json")
+    assert json.loads(done.stdout)["state"] == "done" and "hello" in done.stderr
+
+
+def test_the_second_interrupt_does_not_wait(bundled: Path, tmp_path: Path) -> None:
+    collector = collector_file(tmp_path, "print('stuck', flush=True)\nthreading.Event().wait()")
+    command = [*CLI, "heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--grace", "60"]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    until_line(process, "stuck")
+    process.send_signal(signal.SIGINT)
+    until_line(process, "stopping")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PROMPT_S) == 130
+
+
+def until_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    assert any(text in line for line in process.stderr), f"the process ended without saying {text!r}"

@@ -249,3 +249,8 @@ def test_a_collector_sees_its_patient_and_slide(three_patients: sw.Dataset, tmp_
     run(three_patients, tmp_path, Records())
     pieces = sw.read_pieces(tmp_path / "cara.csv")
     assert pieces.values.dtype == np.int16 and set(pieces.values.tolist()) == {3}
+
+
+def test_a_shared_disk_can_be_spared(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    report = run(one_patient, tmp_path, chunk_px=1 << 20, min_chunk_interval_s=0.1)
+    assert report.seconds > 0.1 * 6 and report.windows == 108

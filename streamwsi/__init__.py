@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.pipeline.report import Report
     from streamwsi.slides.reader import open_slide
+    from streamwsi.verification import verify
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
 
 _WHERE = {
@@ -68,6 +69,7 @@ _WHERE = {
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),
     "slides.reader": ("open_slide",),
+    "verification": ("verify",),
     "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter"),
 }
 _MODULE_OF = {name: f"streamwsi.{module}" for module, names in _WHERE.items() for name in names}

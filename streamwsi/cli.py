@@ -181,6 +181,21 @@ def info(slide: str, reader: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("out", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def verify(out: str, as_json: bool) -> int:
+    """Check that every window of every patient in OUT is there, once, in its place; exit code 0 only if all are."""
+    import msgspec
+
+    from streamwsi.verification import as_table
+    from streamwsi.verification import verify as verify_folder
+
+    verdicts = verify_folder(out)
+    click.echo(msgspec.json.format(msgspec.json.encode(verdicts), indent=2) if as_json else as_table(verdicts))
+    return 1 if any(verdict.problems for verdict in verdicts) else 0
+
+
+@cli.command()
 @click.argument("path", type=click.Path(exists=True))
 @click.option("--out", type=click.Path(), help="The picture, or the folder for pictures.  [default: beside the file]")
 @click.option("--slide", help="Id of the slide, where the patient has several.")

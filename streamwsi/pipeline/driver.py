@@ -550,6 +550,11 @@ class Driver:
                 slide.skipped, slide.stopped = published.skipped, published.stopped
             if self._job.gathers:
                 self._report.results[patient.id] = decode_result(layout.result_file(patient.id).read_bytes())
+        if self._job.writing.output.one_file and 0 < len(todo) < len(self._reports):
+            raise OutputError(
+                f"{layout.folder} holds one file of {len(self._reports) - len(todo)} patients, which is finished; patient "
+                f"{self._reports[todo[0]].id!r} cannot be added to it: choose another folder, or pass overwrite to start afresh"
+            )
         return todo
 
     def _same_values(self, spec: ValueSpec) -> bool:

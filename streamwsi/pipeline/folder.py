@@ -13,12 +13,11 @@ from typing import Any
 
 import msgspec
 
-from streamwsi._version import __version__
-from streamwsi.config import Defining, Execution
-from streamwsi.dataset import Dataset
+from streamwsi.config import Defining
 from streamwsi.errors import OutputError
 from streamwsi.values import ValueSpec
-from streamwsi.writing.layout import Layout, write_whole
+from streamwsi.writing.layout import Layout
+from streamwsi.writing.run_file import RunFile
 
 try:
     import fcntl
@@ -26,22 +25,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class RunFile(msgspec.Struct, frozen=True, kw_only=True):
-    """``run.json``: what was asked, and with what."""
-
-    streamwsi_version: str
-    defining: Defining
-    execution: Execution
-    collector_source: str | None
-    """A hash of the collector's source, where it has any."""
-    values: ValueSpec | None = None
-    """dtype, shape and columns of the values, once there is one."""
-
-
 class OutputFolder:
     """A run's folder, locked for as long as the run lives (by the kernel, so that no lock outlives its process)."""
 
-    def __init__(self, layout: Layout, run: RunFile, dataset: Dataset) -> None:
+    def __init__(self, layout: Layout, run: RunFile) -> None:
         """Check, make and lock the folder, and write what was asked.
 
         Raises OutputError when it cannot be written, when another run uses it, or when it holds the results of another run.
@@ -53,14 +40,14 @@ class OutputFolder:
         self._lock: Any = None
         try:
             self._take_lock()
-            before = self._read_run()
+            before = RunFile.read(layout)
             if before is not None:
                 self._compare(before, run)
                 run = msgspec.structs.replace(run, values=before.values)
             else:
-                self._refuse_strange_files(dataset)
+                self._refuse_strange_files(run)
             self.run = run
-            self._write_run()
+            self.run.write(layout)
         except BaseException:
             self.close()
             if made:
@@ -78,7 +65,7 @@ class OutputFolder:
     def set_values(self, spec: ValueSpec) -> None:
         """Write down what the values are."""
         self.run = msgspec.structs.replace(self.run, values=spec)
-        self._write_run()
+        self.run.write(self.layout)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -109,15 +96,6 @@ class OutputFolder:
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
 
-    def _read_run(self) -> RunFile | None:
-        path = self.layout.run_file
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=RunFile)
-        except FileNotFoundError:
-            return None
-        except msgspec.MsgspecError as error:
-            raise OutputError(f"{path} was not written by this version of streamwsi: {error}; choose another folder") from error
-
     def _compare(self, before: RunFile, run: RunFile) -> None:
         for name in Defining.__struct_fields__:
             old, new = getattr(before.defining, name), getattr(run.defining, name)
@@ -129,21 +107,13 @@ class OutputFolder:
         if before.collector_source != run.collector_source:
             self.warnings.append("the collector's source has changed since this run began")
 
-    def _refuse_strange_files(self, dataset: Dataset) -> None:
-        for patient in dataset:
-            final = self.layout.final_file(patient.id)
+    def _refuse_strange_files(self, run: RunFile) -> None:
+        for patient_id in run.patients:
+            final = self.layout.final_file(patient_id)
             if final.exists():
                 raise OutputError(
                     f"{final} is there already, and no run of streamwsi is known to have made it: choose another folder"
                 )
-
-    def _write_run(self) -> None:
-        write_whole(self.layout.run_file, msgspec.json.format(msgspec.json.encode(self.run), indent=2))
-
-
-def run_file(defining: Defining, execution: Execution, collector_source: str | None) -> RunFile:
-    """What ``run.json`` will say."""
-    return RunFile(streamwsi_version=__version__, defining=defining, execution=execution, collector_source=collector_source)
 
 
 def clear_folder(layout: Layout) -> None:

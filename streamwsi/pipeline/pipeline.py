@@ -17,10 +17,11 @@ from streamwsi.errors import ConfigError
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
 from streamwsi.pipeline.driver import Driver, Job
-from streamwsi.pipeline.folder import OutputFolder, clear_folder, run_file
+from streamwsi.pipeline.folder import OutputFolder, clear_folder
 from streamwsi.pipeline.report import Report
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.main import WritingOptions
+from streamwsi.writing.run_file import RunFile
 from streamwsi.writing.stream_writer import StreamWriter
 
 _CHUNK_SLACK_BYTES = 1 << 20
@@ -145,9 +146,8 @@ class Pipeline:
         layout = Layout.of(writer.options)
         if self._overwrite:
             clear_folder(layout)
-        with OutputFolder(
-            layout, run_file(self._defining(), self._execution, source_hash(self._collector)), loader.dataset
-        ) as folder:
+        asked = RunFile.of(self._defining(), self._execution, source_hash(self._collector), loader.dataset)
+        with OutputFolder(layout, asked) as folder:
             job = Job(
                 dataset=loader.dataset,
                 reading=ReadingOptions(

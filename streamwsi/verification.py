@@ -1,0 +1,151 @@
+"""Check that everything a run should have written is there, whole and in its place.
+
+In: an output folder.  Out: a verdict on each patient.  Trusts nothing but what the run was asked and resolved: the windows of
+each slide are computed again from that. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from streamwsi.config import OutputOptions
+from streamwsi.errors import MapError, OutputError
+from streamwsi.loading.resolve import fingerprint
+from streamwsi.maps.pieces import read_pieces
+from streamwsi.writing.layout import Layout
+from streamwsi.writing.publish import PublishedPatient, PublishedSlide, checksum_of, read_record
+from streamwsi.writing.run_file import RunFile
+
+
+@dataclass
+class Verdict:
+    """What was found of one patient."""
+
+    patient: str
+    file: str | None = None
+    slides: int = 0
+    expected: int = 0
+    written: int = 0
+    none: int = 0
+    skipped: int = 0
+    stopped: int = 0
+    problems: list[str] = field(default_factory=list)
+    """What is wrong; empty: everything is there."""
+    unchecked: list[str] = field(default_factory=list)
+    """What could not be checked, and why."""
+
+
+def verify(folder: str | os.PathLike[str]) -> list[Verdict]:
+    """A verdict on each patient of a run, in the order of its dataset.
+
+    A file is read to its end; its size and checksum are compared with those at publication; its windows with those that the
+    plan has: their number, order, coordinates, each exactly once with one status. Slides that are at hand are compared with
+    what they were.
+
+    Raises OutputError when the folder holds no run.
+    """
+    layout = Layout.of(OutputOptions(folder=os.fspath(folder), format="csv"))
+    run = RunFile.read(layout)
+    if run is None:
+        raise OutputError(f"{layout.folder} holds no run of streamwsi: there is no {layout.run_file.name} in it")
+    layout = Layout.of(OutputOptions(folder=os.fspath(folder), format="csv" if run.defining.format == "csv" else "hdf5"))
+    checked: dict[str, list[str]] = {}
+    return [_verify_patient(layout, run, patient_id, slides, checked) for patient_id, slides in run.patients.items()]
+
+
+def _verify_patient(
+    layout: Layout, run: RunFile, patient_id: str, slides: dict[str, str], checked: dict[str, list[str]]
+) -> Verdict:
+    verdict = Verdict(patient_id)
+    record = read_record(layout, patient_id)
+    if record is None:
+        partial = layout.final_file(patient_id, partial=True)
+        verdict.problems.append("not finished" + (f"; only {partial.name} is there" if partial.exists() else ""))
+        return verdict
+    verdict.file, verdict.slides = record.file, len(record.slides)
+    if record.file not in checked:  # one file may hold many patients
+        checked[record.file] = list(_file_problems(layout.folder / record.file, record))
+    verdict.problems += checked[record.file]
+    named = [slide.resolved.id for slide in record.slides]
+    if named != list(slides):
+        verdict.problems.append(f"slides {named} were published, the run has {list(slides)}")
+    for slide in record.slides:
+        _verify_statuses(slide, verdict)
+        if run.defining.collector_mode == "stream" and not verdict.problems:
+            _verify_rows(layout.folder / record.file, patient_id, slide, verdict)
+        _verify_source(slide, slides.get(slide.resolved.id, slide.resolved.path), verdict)
+    return verdict
+
+
+def _file_problems(path: Path, record: PublishedPatient) -> list[str]:
+    size = path.stat().st_size
+    if size != record.size_bytes:
+        return [f"{path.name} has {size} bytes, at publication it had {record.size_bytes}"]
+    if checksum_of(path) != record.checksum:
+        return [f"{path.name} has changed since its publication: its checksum differs"]
+    return []
+
+
+def _verify_statuses(slide: PublishedSlide, verdict: Verdict) -> None:
+    """Every window has exactly one status."""
+    expected = len(slide.resolved.grid())
+    counts = {"written": slide.written, "none": slide.none, "skipped": slide.skipped, "stopped": slide.stopped}
+    for name, count in counts.items():
+        setattr(verdict, name, getattr(verdict, name) + count)
+    verdict.expected += expected
+    if sum(counts.values()) != expected:
+        verdict.problems.append(f"slide {slide.resolved.id!r}: {counts} do not add up to the {expected} windows of its plan")
+
+
+def _verify_rows(path: Path, patient_id: str, slide: PublishedSlide, verdict: Verdict) -> None:
+    """The rows of a file are the written windows of the plan, in order, and no others."""
+    name = slide.resolved.id
+    try:
+        pieces = read_pieces(path, slide=name, patient=patient_id)
+    except MapError as error:
+        verdict.problems.append(str(error))
+        return
+    has_row = np.ones(len(slide.resolved.grid()), bool)
+    for first, last, _ in slide.not_written:
+        has_row[first : last + 1] = False
+    expected = np.flatnonzero(has_row)
+    if not np.array_equal(pieces.index, expected):
+        missing, strange = np.setdiff1d(expected, pieces.index), np.setdiff1d(pieces.index, expected)
+        verdict.problems.append(
+            f"slide {name!r}: "
+            + (f"window {missing[0]} is missing" if len(missing) else f"window {strange[0]} should not have a row")
+        )
+    planned = slide.resolved.grid().windows(pieces.index)
+    if not (np.array_equal(planned.xy, pieces.coords) and np.array_equal(planned.size, pieces.size)):
+        verdict.problems.append(f"slide {name!r}: coordinates are not those of the plan")
+
+
+def _verify_source(slide: PublishedSlide, path: str, verdict: Verdict) -> None:
+    """The slide is still what it was."""
+    try:
+        found = fingerprint(path)
+    except OSError as error:
+        verdict.unchecked.append(f"slide {slide.resolved.id!r} is not at hand ({error.strerror or error}): not compared")
+        return
+    if found != slide.resolved.fingerprint:
+        verdict.problems.append(f"slide {slide.resolved.id!r} at {path} is not the one that was read: its content differs")
+
+
+def as_table(verdicts: list[Verdict]) -> str:
+    """The verdicts as a table, what is wrong and what was not checked below it."""
+    heads = ("patient", "slides", "windows", "written", "none", "skipped", "stopped", "verdict")
+    rows = [
+        (v.patient, v.slides, v.expected, v.written, v.none, v.skipped, v.stopped, "WRONG" if v.problems else "ok")
+        for v in verdicts
+    ]
+    texts = [heads, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
+    lines += [f"{v.patient}: {problem}" for v in verdicts for problem in v.problems]
+    lines += [f"{v.patient}: not checked: {what}" for v in verdicts for what in v.unchecked]
+    wrong = sum(1 for v in verdicts if v.problems)
+    return "\n".join([*lines, f"{len(verdicts) - wrong} of {len(verdicts)} patients are whole"])

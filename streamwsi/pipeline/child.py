@@ -43,6 +43,8 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     level: int = 0
     shipped: Shipped | None = None
     """The collector; for a loader the ``level`` callable."""
+    inherited: int | None = None
+    """The descriptor of the folder's lock, held while this process lives, and not by those that the user's code starts."""
 
 
 def write_startup(startup: Startup, pipe: IO[bytes]) -> None:
@@ -65,6 +67,8 @@ def main() -> None:
     if not length or len(data) < length:
         sys.exit(_EXIT_ALONE)
     startup = msgspec.msgpack.decode(data, type=Startup)
+    if startup.inherited is not None:
+        os.set_inheritable(startup.inherited, False)
     threading.Thread(target=_end_when_alone, args=(pipe, startup.address), name="driver-watch", daemon=True).start()
     try:
         with Seat(startup.address, startup.name) as seat:

@@ -143,7 +143,8 @@ class Driver:
         wakeup = Wakeup()
         self._wakeup = wakeup
         address = make_address(self._job.execution.transport)
-        self._processes = Processes(wakeup.set)
+        lock = self._folder.lock
+        self._processes = Processes(wakeup.set, None if lock is None else lock.descriptor)
         try:
             with Context(address) as context:
                 self._control = ControlServer(context)
@@ -168,6 +169,8 @@ class Driver:
             self._poll.wait(_IDLE_S)
             self._hear()
             self._check_signal()
+            if self._folder.lock is not None:
+                self._folder.lock.heartbeat()
 
     def _finished(self) -> bool:
         if self._failure is not None or self._hurry:
@@ -243,7 +246,8 @@ class Driver:
     def _start(self, role: Role, number: int, incarnation: int, device: str | None) -> None:
         job = self._job
         name = f"{role}-{number}.{incarnation}"
-        startup = Startup(role=role, name=name, address=self._address)
+        lock = self._folder.lock
+        startup = Startup(role=role, name=name, address=self._address, inherited=None if lock is None else lock.descriptor)
         if role == "loader":
             startup = msgspec.structs.replace(startup, reading=job.reading, level=job.level, shipped=job.shipped_level)
         elif role == "collector":

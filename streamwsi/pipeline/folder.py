@@ -5,28 +5,21 @@ In: a folder and what a run is asked to do.  Out: a folder that is this run's al
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
 from streamwsi.config import Defining
 from streamwsi.errors import OutputError
+from streamwsi.pipeline.lock import FolderLock
 from streamwsi.values import ValueSpec
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.run_file import RunFile
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 class OutputFolder:
-    """A run's folder, locked for as long as the run lives (by the kernel, so that no lock outlives its process)."""
+    """A run's folder, locked for as long as the run lives."""
 
     def __init__(self, layout: Layout, run: RunFile) -> None:
         """Check, make and lock the folder, and write what was asked.
@@ -37,9 +30,9 @@ class OutputFolder:
         self.warnings: list[str] = []
         folder = layout.folder
         made = _make_folder(folder)
-        self._lock: Any = None
+        self.lock: FolderLock | None = None
         try:
-            self._take_lock()
+            self.lock = FolderLock(folder / ".lock")
             before = RunFile.read(layout)
             if before is not None:
                 self._compare(before, run)
@@ -69,32 +62,14 @@ class OutputFolder:
 
     def close(self) -> None:
         """Let the folder go."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def __enter__(self) -> OutputFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-    def _take_lock(self) -> None:
-        path = self.layout.folder / ".lock"
-        self._lock = path.open("a+")
-        if fcntl is None:
-            return  # type: ignore[unreachable]
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise OutputError(
-                f"{self.layout.folder} is in use by another run ({self._lock.read().strip() or 'unknown process'}): "
-                f"wait until it has ended, or choose another folder"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
 
     def _compare(self, before: RunFile, run: RunFile) -> None:
         for name in Defining.__struct_fields__:

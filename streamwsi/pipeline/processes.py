@@ -53,8 +53,9 @@ def describe_exit(code: int) -> str:
 class Processes:
     """All children of a run."""
 
-    def __init__(self, on_exit: Callable[[], None]) -> None:
-        """`on_exit` is called, from another thread, whenever a child has ended."""
+    def __init__(self, on_exit: Callable[[], None], inherited: int | None = None) -> None:
+        """`on_exit` is called, from another thread, when a child has ended; children hold the descriptor `inherited` too."""
+        self._inherited = inherited
         self._on_exit = on_exit
         self._ended: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._started = 0
@@ -68,7 +69,9 @@ class Processes:
         code = f"import sys; sys.path[:] = {path!r}; from streamwsi.pipeline.child import main; main()"
         with _signals_held():
             process = subprocess.Popen(
-                [sys.executable, "-c", code, f"streamwsi-{startup.role}", str(number)], stdin=subprocess.PIPE
+                [sys.executable, "-c", code, f"streamwsi-{startup.role}", str(number)],
+                stdin=subprocess.PIPE,
+                pass_fds=() if self._inherited is None else (self._inherited,),
             )
         worker = Worker(startup.role, number, startup.name, process, device)
         self.alive[worker.name] = worker

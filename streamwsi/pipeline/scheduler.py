@@ -473,18 +473,20 @@ class Scheduler:
     def decisions(self) -> list[Decision]:
         """What is to be done now."""
         if not self.stopping:
-            # In this order, since each makes room for those after it
+            # In this order: each makes room for those after it
             self._send_chunks()
             self._lease_chunks()
-            self._open_patients()
             self._resolve_slides()
+            self._open_patients()
             self._publish_patients()
         decided, self._decisions = self._decisions, []
         return decided
 
     @property
     def done(self) -> bool:
-        """Every patient is finished; or, when stopping, nothing is in flight any more."""
+        """Every patient is finished (or, when stopping, nothing is in flight), and no decision waits to be taken."""
+        if self._decisions:
+            return False
         if self.stopping:
             return not self._leases and all(patient is None for patient in self._publishers.values())
         return self._jobs is None and not self._patients

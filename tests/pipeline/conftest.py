@@ -43,6 +43,15 @@ def one_patient(bundled: Path) -> sw.Dataset:
     return sw.Dataset([sw.Patient("p", {"s": bundled})])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sockets of these runs lie apart from those of any other run on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """No process, socket folder or shared-memory block outlives a test."""

@@ -1,0 +1,117 @@
+"""One run at a time on a folder.
+
+In: a file to lock.  Out: the lock, or a refusal that names who holds it.
+
+The lock is the kernel's (flock), held by the driver and, through the descriptor they inherit, by its children: it ends when the
+last of them has ended, however they end, and no process outlives a lock that another run already has. Where a file system has
+no locks, the file's age decides: its holder touches it all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from streamwsi.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+ENDING_S = 10.0
+"""How long the children of a driver that is gone may take to end: they notice at once, and finish a commit."""
+HEARTBEAT_S = 5.0
+"""How often a holder touches the file."""
+STALE_S = 60.0
+"""Without locks: a file that was not touched for so long has lost its holder."""
+
+
+class FolderLock:
+    """The lock on a run's folder. Closing it twice is harmless."""
+
+    def __init__(self, path: Path, ending_s: float = ENDING_S) -> None:
+        """Take the lock; waits for the children of a driver that is gone, for `ending_s` seconds at most.
+
+        Raises OutputError naming process and host of the run that has it.
+        """
+        self._path = path
+        existed = path.exists()
+        age_s = time.time() - path.stat().st_mtime if existed else STALE_S
+        self._file: IO[str] | None = path.open("a+")
+        self._touched = time.monotonic()
+        try:
+            if not self._lock(ending_s) and existed and age_s < STALE_S and self._holder():
+                raise self._refusal(f"{path} was touched {age_s:.0f} s ago; after {STALE_S:.0f} s without a sign it is free")
+            self._file.truncate(0)
+            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def descriptor(self) -> int | None:
+        """What children inherit; None once it is closed."""
+        return None if self._file is None else self._file.fileno()
+
+    def heartbeat(self) -> None:
+        """Show that the holder is alive, now and then."""
+        if self._file is not None and time.monotonic() - self._touched > HEARTBEAT_S:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):  # a full or read-only disk is noticed where it matters
+                os.utime(self._path)
+
+    def close(self) -> None:
+        """Let go of the lock (children that are still there hold it on)."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.truncate(0)  # nobody's any more, which matters where there are no locks
+            file.close()
+
+    def _lock(self, ending_s: float) -> bool:
+        """Take the kernel's lock; False where there are none."""
+        if fcntl is None or self._file is None:
+            return False
+        until = time.monotonic() + ending_s
+        pause = threading.Event()
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._holder_is_alive():
+                    raise self._refusal("it is under way") from None
+                if time.monotonic() > until:
+                    raise self._refusal(f"its driver is gone, but children of it have not ended in {ending_s:.0f} s") from None
+                pause.wait(0.05)
+            except OSError:
+                return False
+            else:
+                return True
+
+    def _holder(self) -> str:
+        return self._path.read_text().strip()
+
+    def _holder_is_alive(self) -> bool:
+        words = self._holder().split()
+        if len(words) != 4 or words[3] != socket.gethostname():
+            return bool(words)  # of another host it cannot be told; of nobody, it is being taken or let go this moment
+        try:
+            os.kill(int(words[1]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def _refusal(self, why: str) -> OutputError:
+        return OutputError(
+            f"{self._path.parent} is in use by another run ({self._holder() or 'unknown process'}; {why}): wait until it has "
+            f"ended, or choose another folder"
+        )

@@ -1,0 +1,83 @@
+"""One run at a time on a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from streamwsi.errors import OutputError
+from streamwsi.pipeline import lock as lock_module
+from streamwsi.pipeline.lock import STALE_S, FolderLock
+
+HOLD = "import sys, os; os.set_inheritable({fd}, False); print('held', flush=True); sys.stdin.read()"
+
+
+def child_holding(lock: FolderLock) -> subprocess.Popen[bytes]:
+    assert lock.descriptor is not None
+    command = [sys.executable, "-c", HOLD.format(fd=lock.descriptor)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(lock.descriptor,))
+    assert child.stdout is not None and child.stdout.readline() == b"held\n"
+    return child
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    child.communicate()
+
+
+def test_a_second_holder_is_refused_naming_the_first(tmp_path: Path) -> None:
+    first = FolderLock(tmp_path / ".lock")
+    with pytest.raises(OutputError, match=rf"in use by another run \(pid {os.getpid()} on {socket.gethostname()}"):
+        FolderLock(tmp_path / ".lock")
+    first.close()
+    first.close()
+    FolderLock(tmp_path / ".lock").close()
+
+
+def test_the_children_of_a_driver_that_is_gone_are_waited_for(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / ".lock")
+    child = child_holding(lock)
+    lock.close()
+    # as a driver leaves it that was killed
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / ".lock").write_text(f"pid {gone.pid} on {socket.gethostname()}\n")
+    with pytest.raises(OutputError, match=r"children of it have not ended in 0 s"):
+        FolderLock(tmp_path / ".lock", ending_s=0.2)
+    ending = threading.Timer(0.2, end, (child,))
+    ending.start()
+    FolderLock(tmp_path / ".lock", ending_s=30).close()
+    ending.join()
+
+
+def test_without_locks_the_age_of_the_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", no_locks)
+    first = FolderLock(tmp_path / ".lock")
+    with pytest.raises(OutputError, match=rf"pid {os.getpid()} .* was touched 0 s ago; after 60 s without a sign it is free"):
+        FolderLock(tmp_path / ".lock")
+    old = os.stat(tmp_path / ".lock").st_mtime - STALE_S - 1
+    os.utime(tmp_path / ".lock", (old, old))
+    second = FolderLock(tmp_path / ".lock")
+    second.close()
+    first.close()
+    FolderLock(tmp_path / ".lock").close()
+
+
+def test_a_holder_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FolderLock(tmp_path / ".lock")
+    os.utime(tmp_path / ".lock", (0, 0))
+    lock.heartbeat()
+    assert os.stat(tmp_path / ".lock").st_mtime == 0
+    monkeypatch.setattr(lock_module, "HEARTBEAT_S", -1)
+    lock.heartbeat()
+    assert os.stat(tmp_path / ".lock").st_mtime > 0
+    lock.close()

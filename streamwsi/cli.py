@@ -107,6 +107,7 @@ def main() -> None:
 @click.option("--chunk-px", type=int, default=1 << 21, show_default=True, help="Pixels of a big chunk, about.")
 @click.option("--min-chunk-interval", type=float, default=0.0, help="Seconds between two chunks of a loader, at least.")
 @click.option("--max-restarts", type=int, default=5, show_default=True, help="Workers that may be replaced.")
+@click.option("--stall-timeout", type=float, default=1800.0, show_default=True, help="Seconds without progress that end it.")
 @click.option(
     "--grace", type=float, default=10.0, show_default=True, help="Seconds to finish what is in flight after a signal."
 )
@@ -149,6 +150,7 @@ def heatmap(slides: tuple[str, ...], out: str, **options: Any) -> int:
         chunk_px=options["chunk_px"],
         min_chunk_interval_s=options["min_chunk_interval"],
         max_restarts=options["max_restarts"],
+        stall_timeout_s=options["stall_timeout"],
         grace_s=options["grace"],
         transport=options["transport"],
         durability=options["durability"],

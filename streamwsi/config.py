@@ -68,6 +68,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """A loader begins chunks at least this far apart, to spare a shared disk; 0: no limit."""
     max_restarts: int = 5
     """Workers that may be replaced in one run."""
+    stall_timeout_s: float = 1800.0
+    """A stage that has work and says nothing for so long ends the run; 0: never."""
     grace_s: float = 10.0
     """How long what is in flight may take to finish and be committed once the run is told to stop."""
     transport: Transport = "auto"

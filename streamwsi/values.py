@@ -62,13 +62,18 @@ def as_rows(result: Any) -> npt.NDArray[Any]:
         result = result.detach().cpu()
     try:
         rows = np.asarray(result)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise PieceError(f"expected numbers of one shape, got {type(result).__name__}: {error}") from error
-    if rows.dtype.kind not in "biuf" or rows.dtype.itemsize > 8:
+    if not _holds_numbers(rows.dtype):
         raise PieceError(
             f"expected booleans, integers or floats of at most 64 bits, got dtype {rows.dtype} from {type(result).__name__}"
         )
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")).reshape(rows.shape)
+
+
+def _holds_numbers(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this dtype can be stored: booleans, integers, floats, of at most 64 bits."""
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def encode_result(result: Any) -> bytes:
@@ -78,8 +83,8 @@ def encode_result(result: Any) -> bytes:
     """
     try:
         return msgspec.msgpack.encode(result, enc_hook=_encode_array)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PieceError(f"a result must be numbers, arrays, and lists and dicts of them: {error}") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PieceError(f"a result must be numbers, strings, arrays, and lists and dicts of them: {error}") from error
 
 
 def decode_result(data: bytes) -> Any:
@@ -88,7 +93,7 @@ def decode_result(data: bytes) -> Any:
 
 
 def _encode_array(value: Any) -> Any:
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+    if isinstance(value, np.generic) and (_holds_numbers(value.dtype) or isinstance(value, np.str_)):
         return value.item()
     array = as_rows(value)
     header = msgspec.msgpack.encode((array.dtype.str, array.shape))

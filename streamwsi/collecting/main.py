@@ -69,7 +69,7 @@ def run_collector(seat: Seat, options: CollectingOptions, collector: StreamColle
             # One at a time: the driver is heard between any two.
             message, payload = next(data.receive(), (None, []))
             if isinstance(message, Chunk):
-                with seat.clock.spending("busy"):
+                with seat.clock.spending("busy"), seat.doing.chunk(message.lease):
                     rows = process_chunk(collector, message, payload, options, spec)
                     spec = rows.spec
                     outputs.send(message.writer, *pieces_message(message, rows))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from streamwsi.chunks import BigChunk, ProcessedPiece, Status
 from streamwsi.errors import PieceError
-from streamwsi.geometry import Windows
+from streamwsi.geometry import Window, Windows
 from streamwsi.values import ValueSpec, as_rows
 
 
@@ -68,6 +68,12 @@ class ChunkRows:
     def _from_pieces(
         self, rows: npt.NDArray[np.intp], windows: Windows, pieces: list[ProcessedPiece]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+        for piece in pieces:
+            if not isinstance(piece.window, Window):
+                raise PieceError(
+                    f"{_name(windows)}: the window of a ProcessedPiece is of type {type(piece.window).__name__}, expected one of "
+                    "batch.windows"
+                )
         place = {int(index): row for index, row in zip(windows.index, rows, strict=True)}
         indices = [piece.window.index for piece in pieces]
         strange = [index for index in indices if index not in place]
@@ -79,7 +85,7 @@ class ChunkRows:
             )
         if not pieces:
             return rows[:0], np.empty((0,))
-        values = [as_rows(piece.value) for piece in pieces]
+        values = [_value_of(piece) for piece in pieces]
         for piece, value in zip(pieces, values, strict=True):
             if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
                 raise PieceError(
@@ -101,6 +107,13 @@ def as_rows_of(result: Any, windows: Windows) -> npt.NDArray[Any]:
             f"({len(windows)}, …)"
         )
     return values
+
+
+def _value_of(piece: ProcessedPiece) -> npt.NDArray[Any]:
+    try:
+        return as_rows(piece.value)
+    except PieceError as error:
+        raise PieceError(f"window {piece.window.index}: {error}") from error
 
 
 def _name(windows: Windows) -> str:

@@ -184,6 +184,10 @@ class _Loader:
             self._wakeup.set()
 
     def _resolve(self, order: ResolveSlide) -> Message:
+        with self._seat.doing.opening(order.patient, order.slide):
+            return self._resolved(order)
+
+    def _resolved(self, order: ResolveSlide) -> Message:
         slide = Slide(Path(order.path), order.id)
         try:
             reader = self._readers.get((order.patient, order.slide), order.path)
@@ -201,8 +205,9 @@ class _Loader:
         begun = time.monotonic()
         slide = order.slide
         try:
-            reader = self._readers.get((slide.patient, slide.slide), slide.path)
-            chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region)
+            with self._seat.doing.chunk(order.lease):
+                reader = self._readers.get((slide.patient, slide.slide), slide.path)
+                chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region)
         except (SlideError, OSError) as error:
             return ChunkFailed(order.lease, str(error))
         return order.lease, chunk, time.monotonic() - begun

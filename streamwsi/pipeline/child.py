@@ -43,8 +43,10 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     level: int = 0
     shipped: Shipped | None = None
     """The collector; for a loader the ``level`` callable."""
-    inherited: int | None = None
+    lock: int | None = None
     """The descriptor of the folder's lock, held while this process lives, and not by those that the user's code starts."""
+    box: int | None = None
+    """The descriptor of its notes on what it is doing."""
 
 
 def write_startup(startup: Startup, pipe: IO[bytes]) -> None:
@@ -67,11 +69,12 @@ def main() -> None:
     if not length or len(data) < length:
         sys.exit(_EXIT_ALONE)
     startup = msgspec.msgpack.decode(data, type=Startup)
-    if startup.inherited is not None:
-        os.set_inheritable(startup.inherited, False)
+    for descriptor in (startup.lock, startup.box):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
     threading.Thread(target=_end_when_alone, args=(pipe, startup.address), name="driver-watch", daemon=True).start()
     try:
-        with Seat(startup.address, startup.name) as seat:
+        with Seat(startup.address, startup.name, startup.box) as seat:
             _serve(seat, startup)
     except BaseException:  # noqa: BLE001 - the seat has told the driver, who shows it
         _exit(_EXIT_FAILED)

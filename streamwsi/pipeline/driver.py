@@ -28,6 +28,8 @@ from streamwsi.pipeline.processes import Processes, Worker, describe_exit
 from streamwsi.pipeline.progress import Progress
 from streamwsi.pipeline.report import PatientReport, Report, SlideReport
 from streamwsi.pipeline.scheduler import (
+    DEATHS_OF_POISON,
+    OPENING,
     AskFinished,
     CloseSlide,
     Decision,
@@ -43,10 +45,12 @@ from streamwsi.pipeline.scheduler import (
     Seal,
     Send,
     SlideKey,
+    Suspect,
 )
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec, decode_result
 from streamwsi.wire import messages
+from streamwsi.wire.blackbox import make_box
 from streamwsi.wire.channels import Address, Context, ControlServer, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Clock, Message, PatientRef
 from streamwsi.writing.layout import write_whole
@@ -101,6 +105,12 @@ class Driver:
         self._sealed: list[str] = []
         self._all_published = not job.writing.output.one_file
         self._workers: dict[str, Worker] = {}
+        self._deaths: list[list[Suspect]] = []
+        """What was suspected of each worker's end."""
+        self._poison: set[Suspect] = set()
+        self._heard_at = dict.fromkeys(ROLES, time.monotonic())
+        """When a worker of each role last said something, or had nothing to do."""
+        self._stall_checked_at = time.monotonic()
 
     def run(self) -> Report:
         """Run until every patient is finished.
@@ -143,8 +153,7 @@ class Driver:
         wakeup = Wakeup()
         self._wakeup = wakeup
         address = make_address(self._job.execution.transport)
-        lock = self._folder.lock
-        self._processes = Processes(wakeup.set, None if lock is None else lock.descriptor)
+        self._processes = Processes(wakeup.set)
         try:
             with Context(address) as context:
                 self._control = ControlServer(context)
@@ -169,6 +178,7 @@ class Driver:
             self._poll.wait(_IDLE_S)
             self._hear()
             self._check_signal()
+            self._check_stall()
             if self._folder.lock is not None:
                 self._folder.lock.heartbeat()
 
@@ -186,7 +196,7 @@ class Driver:
 
     def _hear(self) -> None:
         """Take what workers have said, then those that have ended (their last words come first)."""
-        ended = list(self._processes.ended())
+        ended = self._processes.ended()
         for name, message in self._control.receive():
             self._handle(name, message)
         for worker, code in ended:
@@ -247,7 +257,9 @@ class Driver:
         job = self._job
         name = f"{role}-{number}.{incarnation}"
         lock = self._folder.lock
-        startup = Startup(role=role, name=name, address=self._address, inherited=None if lock is None else lock.descriptor)
+        startup = Startup(
+            role=role, name=name, address=self._address, lock=None if lock is None else lock.descriptor, box=make_box()
+        )
         if role == "loader":
             startup = msgspec.structs.replace(startup, reading=job.reading, level=job.level, shipped=job.shipped_level)
         elif role == "collector":
@@ -264,19 +276,53 @@ class Driver:
             return
         what = f"{worker.role} {worker.number} (pid {worker.pid}) {describe_exit(code)}"
         held = self._scheduler.held_by(worker.name)
+        work = worker.last_work
+        suspects, poison = self._scheduler.worker_went(worker.role, worker.name, work.leases, work.slides)
         self._report.restarts += 1
-        if self._report.restarts > self._job.execution.max_restarts:
+        self._deaths.append(suspects)
+        for key, chunk in poison:
+            self._poison.add((key, chunk))
+            thing = "its opening" if chunk == OPENING else f"chunk {chunk}"
+            self._fail_slide(key, f"{thing} has ended {DEATHS_OF_POISON} workers; the last was {what}")
+        if self._restarts_used() > self._job.execution.max_restarts:
             self._failure = WorkerDied(
                 f"{what}; {self._job.execution.max_restarts} workers were replaced already (max_restarts): the run ends"
             )
             return
         self._progress.say(f"{what}; it is replaced, and its {len(held)} chunks are done again")
-        self._scheduler.worker_went(worker.role, worker.name)
         if worker.endpoint:
             for other in self._workers.values():
                 self._control.send(other.name, messages.EndpointGone(worker.endpoint))
         incarnation = int(worker.name.rpartition(".")[2]) + 1
         self._start(worker.role, worker.number, incarnation, worker.device)
+
+    def _restarts_used(self) -> int:
+        """Deaths that count: not those over a chunk that is poison, or may yet turn out to be."""
+        return sum(
+            1
+            for suspects in self._deaths
+            if not any(suspect in self._poison or self._scheduler.is_suspected(suspect) for suspect in suspects)
+        )
+
+    def _check_stall(self) -> None:
+        """End the run when a stage that is set up has work and has said nothing for too long."""
+        timeout_s, now = self._job.execution.stall_timeout_s, time.monotonic()
+        if not timeout_s or now - self._stall_checked_at < min(1.0, timeout_s / 4):
+            return
+        self._stall_checked_at = now
+        for role in ROLES:
+            waiting = self._scheduler.waiting_for(role)
+            workers = [worker for worker in self._workers.values() if worker.role == role]
+            if not waiting or not all(worker.ready for worker in workers):
+                self._heard_at[role] = now
+            elif now - self._heard_at[role] > timeout_s and self._failure is None:
+                (patient, slide), chunk = waiting[0]
+                where = f"slide {self._slide_report((patient, slide)).id!r} of patient {self._reports[patient].id!r}"
+                what = where if chunk == OPENING else f"chunk {chunk} of {where}"
+                self._failure = RunError(
+                    f"the {role}s have made no progress for {timeout_s:g} s (stall_timeout_s) on {what}"
+                    + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
+                )
 
     def _stop_workers(self) -> None:
         """Tell all workers to stop; those that do not in time are killed by the caller."""
@@ -392,6 +438,7 @@ class Driver:
         worker = self._workers.get(name)
         if worker is None:
             return  # it was replaced; nothing it held counts any more
+        self._heard_at[worker.role] = time.monotonic()
         handler = self._MESSAGES.get(type(message))
         if handler is not None:
             handler(self, worker, message)

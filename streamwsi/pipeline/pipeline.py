@@ -50,6 +50,8 @@ class Pipeline:
         A loader begins chunks at least this far apart.
     max_restarts
         Workers that may be replaced in one run before it is broken off.
+    stall_timeout_s
+        A stage that has work and makes no progress for so long ends the run (setup is not counted); 0: never.
     grace_s
         How long what is in flight may take to be committed after a signal.
     transport
@@ -82,6 +84,7 @@ class Pipeline:
         loader_credits: int | None = None,
         min_chunk_interval_s: float = 0.0,
         max_restarts: int = 5,
+        stall_timeout_s: float = 1800.0,
         grace_s: float = 10.0,
         transport: Transport = "auto",
         durability: Durability = "process",
@@ -119,6 +122,7 @@ class Pipeline:
             writer_credits=_count(writer_credits, "writer_credits"),
             min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s"),
             max_restarts=at_least(max_restarts, 0, "max_restarts"),
+            stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s"),
             grace_s=at_least(grace_s, 0, "grace_s"),
             transport=one_of(transport, ("auto", "ipc", "tcp"), "transport"),
             durability=one_of(durability, ("process", "power"), "durability"),

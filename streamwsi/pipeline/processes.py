@@ -5,6 +5,7 @@ In: what a child is told.  Out: workers, and word of those that ended.  Every pr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from streamwsi.pipeline.child import Role, Startup, write_startup
+from streamwsi.wire.blackbox import Work, read_box
 
 
 @dataclass(eq=False)
@@ -28,11 +30,24 @@ class Worker:
     name: str
     process: subprocess.Popen[bytes]
     device: str | None = None
+    box: int | None = None
+    """The descriptor of its notes on what it is doing."""
+    last_work: Work = field(default_factory=Work)
+    """What it was doing when it ended."""
     endpoint: str = ""
     """Where it takes data, once it is ready."""
     ready: bool = False
     told_to_stop: bool = False
-    known_endpoints: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Let go of the pipe and the notes of a child that has ended."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        if self.box is not None:
+            self.last_work = read_box(self.box)
+            os.close(self.box)
+            self.box = None
 
     @property
     def pid(self) -> int:
@@ -53,9 +68,8 @@ def describe_exit(code: int) -> str:
 class Processes:
     """All children of a run."""
 
-    def __init__(self, on_exit: Callable[[], None], inherited: int | None = None) -> None:
-        """`on_exit` is called, from another thread, when a child has ended; children hold the descriptor `inherited` too."""
-        self._inherited = inherited
+    def __init__(self, on_exit: Callable[[], None]) -> None:
+        """`on_exit` is called, from another thread, when a child has ended."""
         self._on_exit = on_exit
         self._ended: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._started = 0
@@ -71,9 +85,9 @@ class Processes:
             process = subprocess.Popen(
                 [sys.executable, "-c", code, f"streamwsi-{startup.role}", str(number)],
                 stdin=subprocess.PIPE,
-                pass_fds=() if self._inherited is None else (self._inherited,),
+                pass_fds=[number for number in (startup.lock, startup.box) if number is not None],
             )
-        worker = Worker(startup.role, number, startup.name, process, device)
+        worker = Worker(startup.role, number, startup.name, process, device, startup.box)
         self.alive[worker.name] = worker
         threading.Thread(target=self._watch, args=(worker,), name=f"watch-{worker.name}", daemon=True).start()
         try:
@@ -83,14 +97,15 @@ class Processes:
             pass  # it has ended already, which is noticed as every end is
         return worker
 
-    def ended(self) -> Iterator[tuple[Worker, int]]:
+    def ended(self) -> list[tuple[Worker, int]]:
         """Children that have ended since this was last asked, with their exit codes."""
+        found = []
         while not self._ended.empty():
             worker = self._ended.get()
-            if worker.process.stdin is not None:
-                worker.process.stdin.close()
-            self.alive.pop(worker.name, None)
-            yield worker, worker.process.returncode
+            if self.alive.pop(worker.name, None) is not None:
+                worker.close()
+                found.append((worker, worker.process.returncode))
+        return found
 
     def kill_all(self) -> None:
         """End what is still alive at once, and wait until it has."""
@@ -99,8 +114,7 @@ class Processes:
                 worker.process.kill()
         for worker in self.alive.values():
             worker.process.wait()
-            if worker.process.stdin is not None:
-                worker.process.stdin.close()
+            worker.close()
         self.alive.clear()
 
     def _watch(self, worker: Worker) -> None:

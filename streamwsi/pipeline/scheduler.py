@@ -25,6 +25,11 @@ from typing import NamedTuple, Protocol
 
 SlideKey = tuple[int, int]
 """(patient, slide): places in the dataset."""
+Suspect = tuple[SlideKey, int]
+"""A chunk of a slide, or OPENING for the slide as a whole."""
+OPENING = -1
+DEATHS_OF_POISON = 3
+"""A chunk that was being worked on when so many workers ended is given up, and its slide with it."""
 
 
 # ---- decisions
@@ -313,6 +318,10 @@ class Scheduler:
         """Chunks that wait to be sent."""
         self._sealed: deque[int] = deque()
         """Patients that wait to be published."""
+        self._suspicions: dict[Suspect, int] = {}
+        """How many workers ended while they worked on it."""
+        self._alone: set[str] = set()
+        """Workers that have a suspected chunk, and nothing else until it is done."""
         self._decisions: list[Decision] = []
         self.stopping = False
         """Nothing new is begun; what is in flight is finished."""
@@ -333,8 +342,27 @@ class Scheduler:
         else:
             self._publishers.setdefault(name, None)
 
-    def worker_went(self, role: str, name: str) -> None:
-        """A worker is gone: what it held is to be done again by another."""
+    def worker_went(
+        self, role: str, name: str, leases: Iterable[int] = (), opening: Iterable[SlideKey] = ()
+    ) -> tuple[list[Suspect], list[Suspect]]:
+        """A worker is gone: what it held is to be done again by another.
+
+        `leases` and `opening` are what it was working on when it ended: these chunks and slides are suspected of having ended
+        it, and are tried again by themselves. Returns those, and of them the ones that have now ended three workers: their
+        slides have failed.
+        """
+        held = [self._leases[number] for number in leases if number in self._leases]
+        suspects = [(lease.slide.key, lease.chunk) for lease in held]
+        suspects += [(key, OPENING) for key in opening if key in self._slides]
+        for suspect in suspects:
+            self._suspicions[suspect] = self._suspicions.get(suspect, 0) + 1
+        self._replace(role, name)
+        poison = [suspect for suspect in suspects if self._suspicions.get(suspect, 0) >= DEATHS_OF_POISON]
+        for slide, _ in poison:
+            self.slide_failed(slide)
+        return suspects, poison
+
+    def _replace(self, role: str, name: str) -> None:
         if role == "loader":
             self._loader_went(name)
         elif role == "collector":
@@ -378,6 +406,7 @@ class Scheduler:
             return
         self._resolved_by(slide)
         slide.plan = plan
+        self._suspicions.pop((key, OPENING), None)
         patient = self._patients[key[0]]
         if patient.stage is _Stage.OPEN:
             self._queue(slide)
@@ -424,6 +453,7 @@ class Scheduler:
         slide = state.slide
         self._end(state)
         slide.committed.add(state.chunk)
+        self._suspicions.pop((slide.key, state.chunk), None)
         self._advance(self._patients[slide.key[0]], slide)
         return slide.key
 
@@ -496,6 +526,23 @@ class Scheduler:
         state = self._patients.get(patient)
         return state is not None and any(slide.failed for slide in state.slides)
 
+    def is_suspected(self, suspect: Suspect) -> bool:
+        """Whether workers ended over a chunk (or a slide's opening), and it was neither done since nor given up."""
+        return suspect in self._suspicions
+
+    def waiting_for(self, role: str) -> list[tuple[SlideKey, int]]:
+        """(slide, chunk) of what the workers of a role have been given and have not done; OPENING where it is not one chunk."""
+        if role == "publisher":
+            return [((patient, 0), OPENING) for patient in self._publishers.values() if patient is not None]
+        steps = {"loader": _Step.READING, "collector": _Step.SENT, "writer": _Step.COLLECTED}
+        held = [(lease.slide.key, lease.chunk) for lease in self._leases.values() if lease.step is steps[role]]
+        if role == "loader":
+            held += [(slide.key, OPENING) for slide in self._slides.values() if slide.resolving is not None]
+        if role == "writer":
+            stages = (_Stage.OPENING, _Stage.SEALING)
+            held += [((number, 0), OPENING) for number, patient in self._patients.items() if patient.stage in stages]
+        return held
+
     def held_by(self, name: str) -> list[tuple[int, SlideKey, int]]:
         """(lease, slide, chunk) of every lease in which a worker takes part."""
         return [
@@ -560,9 +607,12 @@ class Scheduler:
                 if slide is not None:
                     slide.queued = False
                 continue
-            loader = min(self._loaders, key=self._loaders.__getitem__, default=None)
-            if loader is None or self._loaders[loader] >= self._limits.loader_credits:
+            suspected = (slide.key, slide.again[0] if slide.again else slide.next) in self._suspicions
+            loader = self._least_loaded(self._loaders, 1 if suspected else self._limits.loader_credits)
+            if loader is None:
                 return
+            if suspected:
+                self._alone.add(loader)
             lease = _Lease(self._next_lease, slide, self._take_chunk(slide), loader)
             self._next_lease += 1
             self._leases[lease.number] = lease
@@ -598,21 +648,25 @@ class Scheduler:
 
     def _send(self, lease: _Lease) -> bool:
         """Have a chunk sent, if a collector and its patient's writer have credit."""
-        collector = min(self._collectors, key=self._collectors.__getitem__, default=None)
+        suspected = (lease.slide.key, lease.chunk) in self._suspicions
+        collector = self._least_loaded(self._collectors, 1 if suspected else self._limits.collector_credits)
         writer = self._patients[lease.slide.key[0]].writer
-        if (
-            collector is None
-            or writer is None
-            or self._collectors[collector] >= self._limits.collector_credits
-            or self._writers[writer] >= self._limits.writer_credits
-        ):
+        if collector is None or writer is None or self._writers[writer] >= self._limits.writer_credits:
             return False
+        self._alone.discard(lease.loader)
+        if suspected:
+            self._alone.add(collector)
         lease.step, lease.collector, lease.writer = _Step.SENT, collector, writer
         self._loaders[lease.loader] -= 1
         self._collectors[collector] += 1
         self._writers[writer] += 1
         self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key))
         return True
+
+    def _least_loaded(self, workers: dict[str, int], limit: int) -> str | None:
+        """The worker that holds the fewest chunks, fewer than `limit`, and is not left alone with a suspected one."""
+        free = [name for name, load in workers.items() if load < limit and name not in self._alone]
+        return min(free, key=workers.__getitem__, default=None)
 
     def _publish_patients(self) -> None:
         for publisher, busy_with in self._publishers.items():
@@ -650,6 +704,8 @@ class Scheduler:
         del self._patients[patient.job.patient]
         for slide in patient.slides:
             del self._slides[slide.key]
+        if self._suspicions:
+            self._suspicions = {suspect: n for suspect, n in self._suspicions.items() if suspect[0] in self._slides}
         failed = any(slide.failed for slide in patient.slides)
         self._decisions.append(Finished(patient.job.patient, patient.stop, failed))
 
@@ -678,6 +734,7 @@ class Scheduler:
         del self._leases[lease.number]
         lease.slide.leases.discard(lease.number)
         if lease.step in _WITH_LOADER:
+            self._alone.discard(lease.loader)
             if lease.loader in self._loaders:
                 self._loaders[lease.loader] -= 1
             return
@@ -687,6 +744,8 @@ class Scheduler:
             self._writers[lease.writer] -= 1
 
     def _credit_collector(self, lease: _Lease) -> None:
+        if lease.collector is not None:
+            self._alone.discard(lease.collector)
         if lease.collector in self._collectors:
             self._collectors[lease.collector] -= 1
 

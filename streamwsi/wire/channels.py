@@ -26,8 +26,12 @@ from streamwsi.errors import ConfigError, WireError
 from streamwsi.wire.keys import RunKeys
 from streamwsi.wire.messages import AnyMessage, Codec, Message
 
-_LONGEST_SOCKET_PATH = 107
-"""Bytes, on Linux. Source: unix(7), sockaddr_un."""
+_LONGEST_SOCKET_PATH = zmq.IPC_PATH_MAX_LEN or 103
+"""Bytes: 107 on Linux, 103 on macOS. Source: unix(7), sockaddr_un."""
+_LONGEST_SOCKET_NAME = 24
+"""Bytes of ``/collector-12.3`` and the like."""
+_SHORT_PARENT = "/tmp"
+"""Where the sockets' folder is made if the system's temporary folder is too long a path."""
 _CONTROL_MAX_BYTES = 1 << 28
 
 
@@ -46,7 +50,7 @@ class Address(msgspec.Struct, frozen=True):
 def make_address(transport: str) -> Address:
     """A new address: a private folder (mode 0700) for ``ipc``, keys for either.
 
-    ``auto`` is ``ipc`` where the system has it. Raises ConfigError when no short enough folder can be made.
+    ``auto`` is ``ipc`` where the system has it. Raises ConfigError when no folder can be made whose path is short enough.
     """
     if transport == "auto":
         transport = "ipc" if zmq.has("ipc") and sys.platform != "win32" else "tcp"
@@ -54,13 +58,21 @@ def make_address(transport: str) -> Address:
         if not zmq.has("curve"):
             raise ConfigError("transport 'tcp' needs a ZeroMQ built with CURVE; this one has none: use 'ipc'")
         return Address("tcp", "", RunKeys.make(curve=True))
-    for parent in (None, "/tmp"):
-        folder = tempfile.mkdtemp(prefix="streamwsi-", dir=parent)
-        if len(os.fsencode(folder)) + 24 <= _LONGEST_SOCKET_PATH:
+    refusals = []
+    for parent in (None, _SHORT_PARENT):
+        try:
+            folder = tempfile.mkdtemp(prefix="streamwsi-", dir=parent)
+        except OSError as error:
+            refusals.append(str(error))
+            continue
+        length = len(os.fsencode(folder)) + _LONGEST_SOCKET_NAME
+        if length <= _LONGEST_SOCKET_PATH:
             return Address("ipc", folder, RunKeys.make(curve=False))
         os.rmdir(folder)
+        refusals.append(f"in {folder} paths would have {length} bytes, a socket's has at most {_LONGEST_SOCKET_PATH}")
     raise ConfigError(
-        f"the temporary folder {tempfile.gettempdir()} is too long a path for sockets: set TMPDIR to a shorter one"
+        f"no folder for sockets can be made ({'; '.join(refusals)}): set TMPDIR to a short path that can be written to, "
+        "or choose transport 'tcp'"
     )
 
 
@@ -79,7 +91,7 @@ class Context:
         self._zmq = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
         self.refused = 0
-        """Messages that were not of this run, malformed or oversized."""
+        """Messages that were not of this run, or malformed. (ZeroMQ itself drops the peer that sends an oversized frame.)"""
 
     def __enter__(self) -> Context:
         return self
@@ -106,6 +118,7 @@ class Context:
         bound = self._zmq.socket(kind)
         bound.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         bound.setsockopt(zmq.LINGER, 0)
+        bound.setsockopt(zmq.SNDHWM, 0)  # like all that concerns connections, it must be set before there can be any
         if self.address.transport == "ipc":
             endpoint = f"ipc://{self.address.folder}/{name}"
             bound.bind(endpoint)
@@ -159,7 +172,6 @@ class ControlServer:
         self._context = context
         self._socket, self.endpoint = context.bind(zmq.ROUTER, "driver", _CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
 
     def send(self, worker: str, message: Message) -> bool:
         """Send to a worker; False when it is gone (its end is noticed elsewhere)."""

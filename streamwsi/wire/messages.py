@@ -428,6 +428,8 @@ def chunk_of(message: Chunk, payload: Sequence[memoryview]) -> BigChunk:
         raise WireError(f"a chunk has 3 parts of uint8 pixels, got {len(payload)} of {message.dtype}")
     try:
         pixels: npt.NDArray[np.uint8] = np.frombuffer(payload[0], np.uint8).reshape(message.shape)
+        if pixels.shape != message.shape:
+            raise ValueError(f"{message.shape} is no shape")
         table = np.frombuffer(payload[1], np.int64).reshape(-1, 7)
         return BigChunk(Windows.from_table(table), pixels, message.origin, np.frombuffer(payload[2], np.bool_))
     except (ValueError, ChunkError) as error:

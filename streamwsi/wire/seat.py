@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from streamwsi.wire.blackbox import BlackBox
 from streamwsi.wire.channels import Address, Context, ControlClient
 from streamwsi.wire.messages import Clock, Hello, WorkerFailed
 
@@ -55,8 +56,9 @@ class Stopwatch:
 class Seat:
     """A worker's place in the run. Leaving it with an exception tells the driver; leaving it closes all sockets."""
 
-    def __init__(self, address: Address, name: str) -> None:
+    def __init__(self, address: Address, name: str, box: int | None = None) -> None:
         self.name = name
+        self.doing = BlackBox(box)
         self.context = Context(address)
         self.control = ControlClient(self.context, name)
         self.clock = Stopwatch()

@@ -272,13 +272,52 @@ def test_a_worker_that_is_killed_is_replaced(slow: list[object], undisturbed: Pa
     assert_same_files(tmp_path, undisturbed)
 
 
-def test_a_collector_that_exits_without_a_word_is_a_death(one_patient: sw.Dataset, tmp_path: Path) -> None:
-    class Leaving(sw.StreamCollector):
-        def process(self, batch: sw.Batch) -> Any:
-            os._exit(0)
+class Leaving(sw.StreamCollector):
+    """Ends its process in the middle of a window, or already in setup."""
 
+    def __init__(self, code: int, slide: str | None) -> None:
+        self.code, self.slide = code, slide
+
+    def setup(self) -> None:
+        if self.slide is None:
+            os._exit(self.code)
+
+    def process(self, batch: sw.Batch) -> Any:
+        if batch.slide.id == self.slide and 50 in batch.windows.index:
+            os.kill(os.getpid(), -self.code) if self.code < 0 else os._exit(self.code)
+        return batch.windows.index
+
+
+@pytest.mark.parametrize("code", [0, 1, -signal.SIGSEGV], ids=["exit-0", "exit-1", "segfault"])
+def test_a_chunk_that_has_ended_three_workers_fails_its_slide_and_the_run_goes_on(
+    copies: list[Path], tmp_path: Path, code: int
+) -> None:
+    dataset = sw.Dataset.from_paths(copies[:3])
+    report = run(dataset, tmp_path, Leaving(code, "copy1"), max_restarts=0, chunk_px=70_000, collectors=2)
+    assert [patient.state for patient in report.patients] == ["done", "failed", "done"]
+    assert report.exit_code == 1 and report.restarts == 3
+    reason = report.failed_slides[0].reason or ""
+    assert "chunk 50 has ended 3 workers" in reason
+    assert {0: "exit code 0, without", 1: "exit code 1", -signal.SIGSEGV: "killed by SIGSEGV"}[code] in reason
+
+
+def test_workers_that_die_over_nothing_use_up_the_restarts(one_patient: sw.Dataset, tmp_path: Path) -> None:
     with pytest.raises(sw.WorkerDied, match=r"collector 0 .*ended with exit code 0, without saying so.*max_restarts"):
-        run(one_patient, tmp_path, Leaving(), max_restarts=2)
+        run(one_patient, tmp_path, Leaving(0, None), max_restarts=2)
+
+
+@pytest.mark.parametrize("role", ["loader", "collector", "writer"])
+def test_a_stage_that_makes_no_progress_ends_the_run(slow: list[object], tmp_path: Path, role: str) -> None:
+    command = [*map(str, slow[:-1]), "--stall-timeout", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(path.stat().st_size > 60_000 for path in tmp_path.glob(".journal/*.sqlite-wal")))
+    for worker in workers_of(process.pid, role):
+        worker.suspend()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert re.search(
+        rf"the {role}s have made no progress for 1 s .* on chunk \d+ of slide 'copy\d' of patient 'copy\d'", errors
+    )
 
 
 def test_when_the_driver_is_killed_its_children_end_and_nothing_committed_is_lost(

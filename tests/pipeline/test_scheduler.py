@@ -858,10 +858,11 @@ def test_is_finished_is_asked_in_the_order_of_the_plan_and_stops_at_the_same_chu
 
 
 def test_chunks_behind_a_stop_are_dropped_or_not_leased_at_all() -> None:
-    world = world_of([Patient((Slide((1,) * 30), Slide((1,) * 30)), enough=1)], Limits(loader_credits=3), ask=True)
+    limits = Limits(loader_credits=3, writer_credits=4)
+    world = world_of([Patient((Slide((1,) * 30), Slide((1,) * 30)), enough=1)], limits, ask=True)
     world.finish()
     assert world.finished[0].stop == (0, 0)
-    assert len(world.reads) < 12
+    assert len(world.reads) <= 1 + 4 + 3
 
 
 def test_the_question_is_asked_again_when_the_collector_that_was_asked_dies() -> None:
@@ -974,7 +975,7 @@ def test_a_set_of_chunks_keeps_only_what_is_out_of_order(order: Iterable[int]) -
 
 slides = st.builds(
     Slide,
-    windows=st.lists(st.integers(1, 3), max_size=5).map(tuple),
+    windows=st.lists(st.integers(1, 3), max_size=8).map(tuple),
     bad=st.one_of(st.none(), st.none(), st.none(), st.integers(CANNOT_BE_OPENED, 4)),
 )
 some_patients = st.builds(
@@ -996,7 +997,7 @@ class AnyOrder(RuleBasedStateMachine):
     """Whatever happens, in whatever order: every patient ends once, with every chunk that counts in its journal."""
 
     @initialize(
-        patients=st.lists(some_patients, min_size=1, max_size=4),
+        patients=st.lists(some_patients, min_size=2, max_size=5),
         limits=some_limits,
         ask=st.booleans(),
         publish_partial=st.booleans(),
@@ -1004,12 +1005,13 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def begin(self, patients: list[Patient], limits: Limits, ask: bool, publish_partial: bool, publish: bool) -> None:
         self.world = World(patients, limits, ask=ask, publish_partial=publish_partial, publish=publish)
+        self.world.staff()
 
-    @rule(choices=st.lists(st.integers(0, 100), min_size=1, max_size=30))
-    def things_happen(self, choices: list[int]) -> None:
-        for choice in choices:
-            actions = self.world.actions()
-            actions[choice % len(actions)]()
+    @rule(seed=st.integers(0, 1 << 16), times=st.integers(1, 80))
+    def things_happen(self, seed: int, times: int) -> None:
+        order = random.Random(seed)
+        for _ in range(times):
+            order.choice(self.world.actions())()
 
     @rule(counts=st.fixed_dictionaries({role: st.integers(1, 3) for role in ROLES}))
     def workers_come(self, counts: dict[str, int]) -> None:
@@ -1031,10 +1033,6 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             assert arguments[0] in range(len(self.world.patients))
 
-    @rule()
-    def decisions_are_carried_out(self) -> None:
-        self.world.flush()
-
     @rule(often=st.integers(0, 5))
     def the_run_is_told_to_stop(self, often: int) -> None:
         if often == 0:
@@ -1047,7 +1045,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def a_stopped_run_is_done_once_nothing_is_in_flight(self) -> None:
-        if hasattr(self, "world") and self.world.scheduler.stopping and self.world.scheduler.done:
+        if self.world.scheduler.stopping and self.world.scheduler.done:
             assert not len(self.world.scheduler)
 
     def teardown(self) -> None:

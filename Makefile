@@ -32,5 +32,8 @@ lint: $(VENV)/.installed-lint   ## ruff, mypy on the package, the import contrac
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+bench: $(VENV)/.installed       ## streamwsi against a plain OpenSlide loop, in one run
+	$(BIN)/python benchmarks/throughput.py
+
 clean:
 	rm -rf $(VENV) demo-output

@@ -75,7 +75,9 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     transport: Transport = "auto"
     """``ipc``: sockets in a private folder; ``tcp``: loopback under CURVE; ``auto``: ipc where the system has it."""
     durability: Durability = "process"
-    """What a commit survives: the end of any process, or a loss of power too."""
+    """What a commit survives. ``process``: the end of any process, however it ends; a loss of power may take the last commits
+    with it, which are then done again. ``power``: a loss of power too, at the price of a sync for every commit. Files that have
+    their final names are synced either way."""
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,6 +59,10 @@ class RunError(StreamwsiError, RuntimeError):
     exit_code = 3
 
 
+class DiskError(RunError, OSError):
+    """A disk does not take what must be written (it is full, read-only, or sets a limit); what was committed stays."""
+
+
 class CollectorError(RunError):
     """User code (a collector, a ``level`` callable) raised; the message holds its traceback."""
 

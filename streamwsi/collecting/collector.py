@@ -5,7 +5,8 @@ In: batches.  Out: one row per window, or pieces.  Lives in a process of its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from streamwsi.chunks import Batch, ProcessedPiece
@@ -46,6 +47,9 @@ class StreamCollector:
     arguments: ClassVar[tuple[str, ...]] = ()
     """Names of attributes that decide the results; they are written into ``run.json`` with their values."""
 
+    given_arguments: Mapping[str, Any] = MappingProxyType({})
+    """What the command line's ``--arg`` gave; it decides the results too."""
+
     def setup(self) -> None:
         """Prepare, in the collector's own process, before the first batch: load a model onto `self.device`, say."""
 
@@ -80,13 +84,16 @@ class StreamCollector:
     def accumulate(self, previous: Any, piece: ProcessedPiece, patient: Patient) -> Any:
         """``mode="accumulate"``: the result so far with one more piece; `previous` is None for the first.
 
-        Called in window order when the patient's pieces are complete. Results are numbers, arrays, and lists and dicts of
-        them.
+        Called in window order when the patient's pieces are complete, in a process of its own, where `setup` is not called.
+        Results are numbers, arrays, and lists and dicts of them.
         """
         raise NotImplementedError(f"{type(self).__name__} has mode 'accumulate' and must define accumulate")
 
     def collate(self, patient: Patient, pieces: list[ProcessedPiece]) -> Any:
-        """``mode="collect"``: the result of all pieces of a patient, in window order; they are in memory together."""
+        """``mode="collect"``: the result of all pieces of a patient, in window order; they are in memory together.
+
+        Called, as `accumulate` is, where `setup` is not.
+        """
         raise NotImplementedError(f"{type(self).__name__} has mode 'collect' and must define collate")
 
     def start_collecting(self, loader: SlidingWindowLoader, writer: StreamWriter, **options: Any) -> Report:

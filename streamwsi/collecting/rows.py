@@ -5,6 +5,7 @@ In: a chunk's batches and their results.  Out: a status for each window, and a r
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,14 @@ class ChunkRows:
         for piece in pieces:
             if not isinstance(piece.window, Window):
                 raise PieceError(
-                    f"{_name(windows)}: the window of a ProcessedPiece is of type {type(piece.window).__name__}, expected one of "
+                    f"{_name(windows)}: the window of a ProcessedPiece is a {type(piece.window).__name__}, expected one of "
                     "batch.windows"
                 )
-        place = {int(index): row for index, row in zip(windows.index, rows, strict=True)}
-        indices = [piece.window.index for piece in pieces]
-        strange = [index for index in indices if index not in place]
-        if strange or len(set(indices)) < len(indices):
-            doubled = sorted({index for index in indices if indices.count(index) > 1})
+        place = dict(zip(windows, rows.tolist(), strict=True))
+        given = Counter(piece.window for piece in pieces)
+        strange = [window.index for window in given if window not in place]
+        doubled = [window.index for window, times in given.items() if times > 1]
+        if strange or doubled:
             raise PieceError(
                 f"{_name(windows)}: process returned pieces for windows that are "
                 + (f"not in the batch: {strange}" if strange else f"given twice: {doubled}")
@@ -90,9 +91,9 @@ class ChunkRows:
             if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
                 raise PieceError(
                     f"window {piece.window.index}: a value is {value.dtype} of shape {value.shape}, window "
-                    f"{indices[0]}'s was {values[0].dtype} of shape {values[0].shape}"
+                    f"{pieces[0].window.index}'s was {values[0].dtype} of shape {values[0].shape}"
                 )
-        return np.array([place[index] for index in indices], np.intp), np.stack(values)
+        return np.array([place[piece.window] for piece in pieces], np.intp), np.stack(values)
 
 
 def as_rows_of(result: Any, windows: Windows) -> npt.NDArray[Any]:

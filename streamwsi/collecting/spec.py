@@ -65,7 +65,7 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
         if name not in READY_MADE:
             known = ", ".join(sorted(READY_MADE))
             raise ConfigError(f"there is no collector {name!r}; there are {known}, or your own as my_model.py:MyCollector")
-        return ready_made(name, **arguments)
+        return _given(ready_made(name, **arguments), arguments)
     source, _, class_name = name.rpartition(":")
     if source.endswith(".py"):
         if not Path(source).is_file():
@@ -84,9 +84,14 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
             f"it has {', '.join(there) or 'none at all'}"
         )
     try:
-        return found(**arguments)
+        return _given(found(**arguments), arguments)
     except TypeError as error:
         raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
+
+
+def _given(collector: StreamCollector, arguments: dict[str, Any]) -> StreamCollector:
+    collector.given_arguments = arguments
+    return collector
 
 
 def load_file(path: Path) -> ModuleType:
@@ -125,10 +130,10 @@ def collector_name(collector: StreamCollector) -> str:
 
 
 def collector_arguments(collector: StreamCollector) -> dict[str, Any]:
-    """The attributes that a collector says decide its results, as plain values."""
+    """The attributes that a collector says decide its results, and what it was made with by name, as plain values."""
     values = {}
-    for name in type(collector).arguments:
-        value = getattr(collector, name, None)
+    named = {name: getattr(collector, name, None) for name in type(collector).arguments}
+    for name, value in {**named, **collector.given_arguments}.items():
         values[name] = value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
     return values
 

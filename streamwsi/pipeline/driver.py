@@ -20,7 +20,7 @@ from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.spec import Shipped
 from streamwsi.config import Execution
 from streamwsi.dataset import Dataset
-from streamwsi.errors import CollectorError, Interrupted, OutputError, RunError, WorkerDied
+from streamwsi.errors import CollectorError, DiskError, Interrupted, OutputError, RunError, WorkerDied
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.pipeline.child import ROLES, Role, Startup
 from streamwsi.pipeline.folder import OutputFolder
@@ -53,6 +53,7 @@ from streamwsi.wire import messages
 from streamwsi.wire.blackbox import make_box
 from streamwsi.wire.channels import Address, Context, ControlServer, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Clock, Message, PatientRef
+from streamwsi.writing.journal import remove_journal
 from streamwsi.writing.layout import write_whole
 from streamwsi.writing.main import WritingOptions
 from streamwsi.writing.publish import read_record
@@ -63,6 +64,8 @@ _LAST_WORDS_S = 1.0
 """How long the last words of a worker that has failed may be on their way."""
 _IDLE_S = 0.5
 _EXIT_FAILED = 1
+_EXPLAINED: dict[str, type[RunError]] = {"PieceError": RunError, "JournalError": RunError, "DiskError": DiskError}
+"""Errors of workers that need no traceback, and what they are to the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,7 @@ class Driver:
             wakeup.close()
 
     def _loop(self) -> None:
-        while True:
+        while self._failure is None:  # after a failure, the scheduler may still count on workers that are gone
             self._carry_out(self._scheduler.decisions())
             if self._finished():
                 return
@@ -282,8 +285,7 @@ class Driver:
         self._deaths.append(suspects)
         for key, chunk in poison:
             self._poison.add((key, chunk))
-            thing = "its opening" if chunk == OPENING else f"chunk {chunk}"
-            self._fail_slide(key, f"{thing} has ended {DEATHS_OF_POISON} workers; the last was {what}")
+            self._fail_slide(key, f"{self._chunk_name(key, chunk)} has ended {DEATHS_OF_POISON} workers; the last was {what}")
         if self._restarts_used() > self._job.execution.max_restarts:
             self._failure = WorkerDied(
                 f"{what}; {self._job.execution.max_restarts} workers were replaced already (max_restarts): the run ends"
@@ -318,17 +320,27 @@ class Driver:
             elif now - self._heard_at[role] > timeout_s and self._failure is None:
                 (patient, slide), chunk = waiting[0]
                 where = f"slide {self._slide_report((patient, slide)).id!r} of patient {self._reports[patient].id!r}"
-                what = where if chunk == OPENING else f"chunk {chunk} of {where}"
+                what = where if chunk == OPENING else f"{self._chunk_name((patient, slide), chunk)} of {where}"
                 self._failure = RunError(
                     f"the {role}s have made no progress for {timeout_s:g} s (stall_timeout_s) on {what}"
                     + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
                 )
 
+    def _chunk_name(self, key: SlideKey, chunk: int) -> str:
+        """A chunk as a person finds it: where its windows lie."""
+        slide = self._resolved.get(key)
+        if chunk == OPENING or slide is None:
+            return "its opening"
+        windows = slide.grid().windows(slide.chunks().indices(chunk))
+        (left, top), (right, bottom) = windows.xy[0].tolist(), windows.xy[-1].tolist()
+        return f"chunk {chunk} ({len(windows)} windows at level-0 ({left}, {top}) to ({right}, {bottom}))"
+
     def _stop_workers(self) -> None:
         """Tell all workers to stop; those that do not in time are killed by the caller."""
         for worker in self._workers.values():
             worker.told_to_stop = True
-            self._control.send(worker.name, messages.Stop())
+            if not (worker.ready and self._control.send(worker.name, messages.Stop())):
+                worker.process.kill()  # it is still being set up, and cannot be told
         until = time.monotonic() + (0 if self._hurry else _STOP_TIMEOUT_S)
         while self._processes.alive and (left := until - time.monotonic()) > 0:
             self._poll.wait(left)
@@ -549,10 +561,11 @@ class Driver:
     def _worker_failed(self, worker: Worker, message: messages.WorkerFailed) -> None:
         if self._failure is not None:
             return
+        kind, _, text = message.error.partition(": ")
         if message.user_code:
             self._failure = CollectorError(f"{message.error}\n  in {message.what}\n\n{message.traceback}")
-        elif message.error.startswith("PieceError: "):
-            self._failure = RunError(message.error.removeprefix("PieceError: "))
+        elif kind in _EXPLAINED:  # the message says it all
+            self._failure = _EXPLAINED[kind](text)
         else:
             self._failure = RunError(f"{worker.role} {worker.number} cannot go on: {message.error}\n\n{message.traceback}")
 
@@ -594,6 +607,7 @@ class Driver:
                 todo.append(number)
                 continue
             report.state, report.file = "already done", record.file
+            remove_journal(layout.journal(patient.id))  # a kill may have come between its record and its journal's end
             for slide, published in zip(slides, record.slides, strict=False):
                 slide.state, slide.expected = "done", len(published.resolved.grid())
                 slide.reader, slide.level = published.resolved.info.reader, published.resolved.level

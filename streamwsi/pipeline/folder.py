@@ -5,17 +5,21 @@ In: a folder and what a run is asked to do.  Out: a folder that is this run's al
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from streamwsi.config import Defining
-from streamwsi.errors import OutputError
+from streamwsi.errors import DiskError, OutputError
 from streamwsi.pipeline.lock import FolderLock
 from streamwsi.values import ValueSpec
-from streamwsi.writing.layout import Layout
+from streamwsi.writing.layout import Layout, disk_errors, make_folder
 from streamwsi.writing.run_file import RunFile
+
+_PROBE_BYTES = 1 << 14
+"""What a folder must take before a run begins."""
 
 
 class OutputFolder:
@@ -29,10 +33,13 @@ class OutputFolder:
         self.layout = layout
         self.warnings: list[str] = []
         folder = layout.folder
-        made = _make_folder(folder)
+        made = _make_folder(folder, "output folder")
         self.lock: FolderLock | None = None
         try:
-            self.lock = FolderLock(folder / ".lock")
+            if layout.journal_dir.parent != folder:
+                made = [*_make_folder(layout.journal_dir, "folder of the journals"), *made]
+            with disk_errors(folder / ".lock"):
+                self.lock = FolderLock(folder / ".lock")
             before = RunFile.read(layout)
             if before is not None:
                 self._compare(before, run)
@@ -41,13 +48,16 @@ class OutputFolder:
                 self._refuse_strange_files(run)
             self.run = run
             self.run.write(layout)
-        except BaseException:
+            _remove_journals_of_published(layout)
+        except BaseException as error:
             self.close()
-            if made:
+            if folder in made:
                 for path in (folder / ".lock", layout.run_file):
                     path.unlink(missing_ok=True)
-                for path in made:
-                    path.rmdir()
+            for path in made:
+                path.rmdir()
+            if isinstance(error, DiskError):
+                raise OutputError(str(error)) from error
             raise
 
     @property
@@ -111,21 +121,36 @@ def clear_folder(layout: Layout) -> None:
     layout.run_file.unlink()
 
 
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder, and those above it. Returns the new ones, the deepest first."""
+def _remove_journals_of_published(layout: Layout) -> None:
+    """Remove what a publisher that was killed has left: journals whose patients were published."""
+    from streamwsi.writing.publish import PublishedPatient
+
+    for journal in layout.journal_dir.glob("*.sqlite*"):
+        record = layout.published_dir / f"{journal.name.partition('.')[0]}.json"
+        if record.exists():
+            published = msgspec.json.decode(record.read_bytes(), type=PublishedPatient)
+            if (layout.folder / published.file).exists():
+                journal.unlink()
+
+
+def _make_folder(folder: Path, what: str) -> list[Path]:
+    """Make a folder, and those above it, and see that it can be written. Returns the new ones, the deepest first."""
     made = []
     missing = folder
     while not missing.exists():
         made.append(missing)
         missing = missing.parent
+    probe = folder / f".streamwsi-write-test-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".streamwsi-write-test"
-        probe.touch()
-        probe.unlink()
+        make_folder(folder)
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         for path in made:
             if path.is_dir():
                 path.rmdir()
-        raise OutputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
+        reason = error.__cause__ if isinstance(error, DiskError) else error
+        raise OutputError(f"the {what} {folder} cannot be written: {getattr(reason, 'strerror', None) or error}") from error
     return made

@@ -25,6 +25,8 @@ from streamwsi.writing.run_file import RunFile
 from streamwsi.writing.stream_writer import StreamWriter
 
 _CHUNK_SLACK_BYTES = 1 << 20
+_ANY_CHUNK_BYTES = 1 << 30
+"""A resumed slide keeps the chunks that it was begun with, which may be larger than those asked for now."""
 
 
 class Pipeline:
@@ -100,6 +102,10 @@ class Pipeline:
                 got = f"the class {value.__name__}, not an object of it" if isinstance(value, type) else type(value).__name__
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {got}")
         _check_collector(collector)
+        if collector.mode != "stream" and writer.options.one_file:
+            raise ConfigError(
+                f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"
+            )
         names = (devices,) if isinstance(devices, str) else tuple(devices or ())
         collectors = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
         if len(names) > collectors:
@@ -172,7 +178,7 @@ class Pipeline:
                     batch_size=self._batch_size,
                     columns=self._columns,
                     device=None,
-                    max_chunk_bytes=3 * max(self._execution.chunk_px, kernel_px) + _CHUNK_SLACK_BYTES,
+                    max_chunk_bytes=max(3 * max(self._execution.chunk_px, kernel_px) + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
                 ),
                 collector=shipped,
                 asks_finished=overrides(self._collector, "is_finished"),

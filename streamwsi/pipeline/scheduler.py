@@ -319,9 +319,7 @@ class Scheduler:
         self._sealed: deque[int] = deque()
         """Patients that wait to be published."""
         self._suspicions: dict[Suspect, int] = {}
-        """How many workers ended while they worked on it."""
-        self._alone: set[str] = set()
-        """Workers that have a suspected chunk, and nothing else until it is done."""
+        """How many workers ended while they worked on it, for what is still to be done."""
         self._decisions: list[Decision] = []
         self.stopping = False
         """Nothing new is begun; what is in flight is finished."""
@@ -348,12 +346,12 @@ class Scheduler:
         """A worker is gone: what it held is to be done again by another.
 
         `leases` and `opening` are what it was working on when it ended: these chunks and slides are suspected of having ended
-        it, and are tried again by themselves. Returns those, and of them the ones that have now ended three workers: their
-        slides have failed.
+        it. Until they are done, each loader has one thing to do at a time, so that the next end tells which it was. Returns the
+        suspects, and of them those that have now ended three workers: their slides have failed.
         """
         held = [self._leases[number] for number in leases if number in self._leases]
         suspects = [(lease.slide.key, lease.chunk) for lease in held]
-        suspects += [(key, OPENING) for key in opening if key in self._slides]
+        suspects += [(key, OPENING) for key in opening if key in self._slides and self._slides[key].resolving == name]
         for suspect in suspects:
             self._suspicions[suspect] = self._suspicions.get(suspect, 0) + 1
         self._replace(role, name)
@@ -383,7 +381,7 @@ class Scheduler:
                 self._sealed.appendleft(patient_number)
 
     def patient_opened(self, patient: int, committed: dict[int, list[int]]) -> None:
-        """A writer says what a patient's journal holds: the committed chunks of each slide."""
+        """The writer that was told to open a patient says what the journal holds: the committed chunks of each slide."""
         state = self._patients.get(patient)
         if state is None or state.stage is not _Stage.OPENING or state.writer is None:
             return
@@ -406,11 +404,10 @@ class Scheduler:
             return
         self._resolved_by(slide)
         slide.plan = plan
-        self._suspicions.pop((key, OPENING), None)
         patient = self._patients[key[0]]
         if patient.stage is _Stage.OPEN:
             self._queue(slide)
-            self._advance(patient, slide)
+        self._advance(patient, slide)
 
     def slide_failed(self, key: SlideKey) -> None:
         """A slide cannot be opened, or not be read on; its other chunks are given up."""
@@ -453,7 +450,6 @@ class Scheduler:
         slide = state.slide
         self._end(state)
         slide.committed.add(state.chunk)
-        self._suspicions.pop((slide.key, state.chunk), None)
         self._advance(self._patients[slide.key[0]], slide)
         return slide.key
 
@@ -505,8 +501,8 @@ class Scheduler:
         if not self.stopping:
             # In this order: each makes room for those after it
             self._send_chunks()
-            self._lease_chunks()
             self._resolve_slides()
+            self._lease_chunks()
             self._open_patients()
             self._publish_patients()
         decided, self._decisions = self._decisions, []
@@ -527,7 +523,7 @@ class Scheduler:
         return state is not None and any(slide.failed for slide in state.slides)
 
     def is_suspected(self, suspect: Suspect) -> bool:
-        """Whether workers ended over a chunk (or a slide's opening), and it was neither done since nor given up."""
+        """Whether workers ended over a chunk (or a slide's opening) that is still to be done."""
         return suspect in self._suspicions
 
     def waiting_for(self, role: str) -> list[tuple[SlideKey, int]]:
@@ -538,6 +534,9 @@ class Scheduler:
         held = [(lease.slide.key, lease.chunk) for lease in self._leases.values() if lease.step is steps[role]]
         if role == "loader":
             held += [(slide.key, OPENING) for slide in self._slides.values() if slide.resolving is not None]
+        if role == "collector":
+            asking = [(number, patient.asked) for number, patient in self._patients.items() if patient.asking is not None]
+            held += [((number, slide), chunk) for number, (slide, chunk) in asking]
         if role == "writer":
             stages = (_Stage.OPENING, _Stage.SEALING)
             held += [((number, 0), OPENING) for number, patient in self._patients.items() if patient.stage in stages]
@@ -588,31 +587,24 @@ class Scheduler:
         self._decisions.append(Open(patient.writer, patient.job.patient))
 
     def _resolve_slides(self) -> None:
-        while self._unresolved and self._resolving:
-            loader = min(self._resolving, key=self._resolving.__getitem__)
-            if self._resolving[loader] >= self._limits.slides_ahead:
-                return
-            slide = self._slides.get(heapq.heappop(self._unresolved))
+        while self._unresolved:
+            slide = self._slides.get(self._unresolved[0])
             if slide is None or slide.failed or slide.plan is not None or slide.resolving is not None:
+                heapq.heappop(self._unresolved)
                 continue
+            loader = self._free_loader(self._resolving, self._limits.slides_ahead)
+            if loader is None:
+                return
+            heapq.heappop(self._unresolved)
             slide.resolving = loader
             self._resolving[loader] += 1
             self._decisions.append(Resolve(loader, slide.key))
 
     def _lease_chunks(self) -> None:
-        while self._runnable:
-            slide = self._slides.get(self._runnable[0])
-            if slide is None or not self._has_chunk(slide):
-                heapq.heappop(self._runnable)
-                if slide is not None:
-                    slide.queued = False
-                continue
-            suspected = (slide.key, slide.again[0] if slide.again else slide.next) in self._suspicions
-            loader = self._least_loaded(self._loaders, 1 if suspected else self._limits.loader_credits)
+        while (slide := self._next_slide()) is not None:
+            loader = self._free_loader(self._loaders, self._limits.loader_credits)
             if loader is None:
                 return
-            if suspected:
-                self._alone.add(loader)
             lease = _Lease(self._next_lease, slide, self._take_chunk(slide), loader)
             self._next_lease += 1
             self._leases[lease.number] = lease
@@ -620,17 +612,45 @@ class Scheduler:
             self._loaders[loader] += 1
             self._decisions.append(Read(loader, lease.number, slide.key, lease.chunk))
 
+    def _free_loader(self, load: dict[str, int], limit: int) -> str | None:
+        """The loader with the least load, if that is below `limit`; while anything is suspected, one that has nothing to do."""
+        if self._suspicions:
+            return next((name for name in load if not self._loaders[name] and not self._resolving[name]), None)
+        loader = min(load, key=load.__getitem__, default=None)
+        return loader if loader is not None and load[loader] < limit else None
+
+    def _next_slide(self) -> _Slide | None:
+        """The first slide with chunks to lease, those with a suspected one before all others; None: there is none."""
+        for key, chunk in self._suspicions:
+            if chunk in self._slides[key].again and self._has_chunk(self._slides[key]):
+                return self._slides[key]
+        while self._runnable:
+            slide = self._slides.get(self._runnable[0])
+            if slide is not None and self._has_chunk(slide):
+                return slide
+            heapq.heappop(self._runnable)
+            if slide is not None:
+                slide.queued = False
+        return None
+
     def _has_chunk(self, slide: _Slide) -> bool:
         """Whether a slide has a chunk to lease: the first of `again`, or `next`."""
         patient = self._patients[slide.key[0]]
         if slide.failed or patient.stage is not _Stage.OPEN:
             return False
         stop = slide.n_chunks(patient.last_chunk(slide.key[1]))
-        while slide.again and (slide.again[0] >= stop or slide.again[0] in slide.committed):
+        while slide.again and not self._is_due(slide.key, slide.again[0]):
             heapq.heappop(slide.again)
         while slide.next < stop and slide.next in slide.committed:
             slide.next += 1
         return bool(slide.again) or slide.next < stop
+
+    def _is_due(self, key: SlideKey, chunk: int) -> bool:
+        """Whether a chunk (or the slide's opening) counts and is not done."""
+        slide = self._slides[key]
+        if slide.failed or slide.plan is None or chunk == OPENING:
+            return not slide.failed and slide.plan is None
+        return chunk < slide.n_chunks(self._patients[key[0]].last_chunk(key[1])) and chunk not in slide.committed
 
     @staticmethod
     def _take_chunk(slide: _Slide) -> int:
@@ -648,25 +668,18 @@ class Scheduler:
 
     def _send(self, lease: _Lease) -> bool:
         """Have a chunk sent, if a collector and its patient's writer have credit."""
-        suspected = (lease.slide.key, lease.chunk) in self._suspicions
-        collector = self._least_loaded(self._collectors, 1 if suspected else self._limits.collector_credits)
+        collector = min(self._collectors, key=self._collectors.__getitem__, default=None)
         writer = self._patients[lease.slide.key[0]].writer
-        if collector is None or writer is None or self._writers[writer] >= self._limits.writer_credits:
+        if collector is None or self._collectors[collector] >= self._limits.collector_credits:
             return False
-        self._alone.discard(lease.loader)
-        if suspected:
-            self._alone.add(collector)
+        if writer is None or self._writers[writer] >= self._limits.writer_credits:
+            return False
         lease.step, lease.collector, lease.writer = _Step.SENT, collector, writer
         self._loaders[lease.loader] -= 1
         self._collectors[collector] += 1
         self._writers[writer] += 1
         self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key))
         return True
-
-    def _least_loaded(self, workers: dict[str, int], limit: int) -> str | None:
-        """The worker that holds the fewest chunks, fewer than `limit`, and is not left alone with a suspected one."""
-        free = [name for name, load in workers.items() if load < limit and name not in self._alone]
-        return min(free, key=workers.__getitem__, default=None)
 
     def _publish_patients(self) -> None:
         for publisher, busy_with in self._publishers.items():
@@ -680,6 +693,8 @@ class Scheduler:
 
     def _advance(self, patient: _Patient, slide: _Slide | None = None) -> None:
         """After a change to `slide` (None: to any of the patient's): ask, close and seal what can now be."""
+        if self._suspicions:
+            self._suspicions = {suspect: times for suspect, times in self._suspicions.items() if self._is_due(*suspect)}
         self._ask(patient)
         if patient.stage is not _Stage.OPEN:
             return
@@ -704,8 +719,6 @@ class Scheduler:
         del self._patients[patient.job.patient]
         for slide in patient.slides:
             del self._slides[slide.key]
-        if self._suspicions:
-            self._suspicions = {suspect: n for suspect, n in self._suspicions.items() if suspect[0] in self._slides}
         failed = any(slide.failed for slide in patient.slides)
         self._decisions.append(Finished(patient.job.patient, patient.stop, failed))
 
@@ -734,7 +747,6 @@ class Scheduler:
         del self._leases[lease.number]
         lease.slide.leases.discard(lease.number)
         if lease.step in _WITH_LOADER:
-            self._alone.discard(lease.loader)
             if lease.loader in self._loaders:
                 self._loaders[lease.loader] -= 1
             return
@@ -744,8 +756,6 @@ class Scheduler:
             self._writers[lease.writer] -= 1
 
     def _credit_collector(self, lease: _Lease) -> None:
-        if lease.collector is not None:
-            self._alone.discard(lease.collector)
         if lease.collector in self._collectors:
             self._collectors[lease.collector] -= 1
 

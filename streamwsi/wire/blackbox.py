@@ -74,6 +74,8 @@ def make_box() -> int | None:
     """A descriptor for a worker's notes; None where a child cannot inherit one."""
     if not hasattr(os, "pwrite"):
         return None
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("streamwsi-notes")  # in memory: a full disk is none of its business
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

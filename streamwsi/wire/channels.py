@@ -33,6 +33,8 @@ _LONGEST_SOCKET_NAME = 24
 _SHORT_PARENT = "/tmp"
 """Where the sockets' folder is made if the system's temporary folder is too long a path."""
 _CONTROL_MAX_BYTES = 1 << 28
+_REFUSED_AT_ONCE = 100
+"""What is refused must not keep its receiver from other things."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -113,6 +115,12 @@ class Context:
             self._authenticator = None
         self._zmq.destroy(linger=2000)
 
+    def until_refused(self, times: int) -> Iterator[None]:
+        """Goes on until so many more messages were refused."""
+        limit = self.refused + times
+        while self.refused < limit:
+            yield
+
     def bind(self, kind: int, name: str, max_bytes: int) -> tuple[zmq.Socket[bytes], str]:
         """A bound socket and its endpoint."""
         bound = self._zmq.socket(kind)
@@ -185,7 +193,7 @@ class ControlServer:
 
     def receive(self) -> Iterator[tuple[str, AnyMessage]]:
         """What has arrived, with the names of the senders; does not wait."""
-        while True:
+        for _ in self._context.until_refused(_REFUSED_AT_ONCE):
             try:
                 sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -215,7 +223,7 @@ class ControlClient:
         self._socket.send_multipart(self._context.codec.pack(message))
 
     def receive(self) -> Iterator[AnyMessage]:
-        """What has arrived; does not wait."""
+        """What has arrived; does not wait. Raises WireError for what is not the driver's: nobody else is at the other end."""
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -242,7 +250,7 @@ class DataInput:
 
     def receive(self) -> Iterator[tuple[AnyMessage, list[memoryview]]]:
         """What has arrived, payloads as views into the received frames; does not wait."""
-        while True:
+        for _ in self._context.until_refused(_REFUSED_AT_ONCE):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:

@@ -37,11 +37,13 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Clock(msgspec.Struct, frozen=True, array_like=True):
-    """Seconds that one worker has spent since its start."""
+    """Seconds that one worker has spent since its start, and what it has refused."""
 
     busy_s: float = 0.0
     wait_input_s: float = 0.0
     wait_output_s: float = 0.0
+    refused: int = 0
+    """Messages that were not of this run, or malformed."""
 
 
 class PatientRef(msgspec.Struct, frozen=True, array_like=True):
@@ -215,12 +217,6 @@ class ChunkFailed(Message, frozen=True):
     reason: str
 
 
-class ChunkSent(Message, frozen=True):
-    """A chunk was handed to its collector's socket."""
-
-    lease: int
-
-
 class ChunkCollected(Message, frozen=True):
     """A chunk was processed and its pieces are on their way to the writer."""
 
@@ -352,7 +348,6 @@ AnyMessage = (
     | SlideFailed
     | ChunkRead
     | ChunkFailed
-    | ChunkSent
     | ChunkCollected
     | FinishedAnswer
     | PatientOpened
@@ -419,7 +414,7 @@ def chunk_message(
         dtype=big.pixels.dtype.name,
         axes="YXS" if big.origin is not None else "NYXS",
     )
-    return message, [np.ascontiguousarray(big.pixels), np.ascontiguousarray(big.windows.table()), big.skipped]
+    return message, [np.ascontiguousarray(part) for part in (big.pixels, big.windows.table(), big.skipped)]
 
 
 def chunk_of(message: Chunk, payload: Sequence[memoryview]) -> BigChunk:

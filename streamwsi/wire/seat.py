@@ -24,7 +24,8 @@ class UserCodeError(Exception):
 class Stopwatch:
     """Adds up where a worker's time goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._spent = {"busy": 0.0, "wait_input": 0.0, "wait_output": 0.0}
         self._spending: tuple[str, float] | None = None
         """What is being counted, since when."""
@@ -45,12 +46,12 @@ class Stopwatch:
         self._spent[kind] += seconds
 
     def read(self) -> Clock:
-        """What has been counted so far, what is under way included."""
+        """What has been counted so far, what is under way included; and what the worker's sockets have refused."""
         spent = dict(self._spent)
         if self._spending is not None:
             kind, begun = self._spending
             spent[kind] += time.monotonic() - begun
-        return Clock(spent["busy"], spent["wait_input"], spent["wait_output"])
+        return Clock(spent["busy"], spent["wait_input"], spent["wait_output"], self._context.refused)
 
 
 class Seat:
@@ -61,7 +62,7 @@ class Seat:
         self.doing = BlackBox(box)
         self.context = Context(address)
         self.control = ControlClient(self.context, name)
-        self.clock = Stopwatch()
+        self.clock = Stopwatch(self.context)
 
     def ready(self, endpoint: str = "") -> None:
         """Tell the driver that this worker is set up, and where it takes data."""

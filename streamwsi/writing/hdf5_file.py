@@ -9,6 +9,9 @@ Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_module
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,51 @@ _COLUMNS_IN_ATTRIBUTE = 2048
 """More names than these do not fit into an attribute, which may have 64 KiB."""
 
 
+class _Disk(io.FileIO):
+    """A file that takes whatever HDF5 writes, and keeps the disk's first refusal for us.
+
+    HDF5 must not meet it: it cannot close a file that it cannot write, prints so at every object that is let go, and has been
+    seen to crash.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of it."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._keep(error)
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Make the file this long."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._keep(error)
+            return size or 0
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """HDF5 is at work inside; afterwards a refusal is raised, whatever HDF5 made of it."""
+        try:
+            yield
+        except (OSError, RuntimeError):
+            if self.refusal is None:
+                raise
+        if self.refusal is not None:
+            raise self.refusal
+
+    def _keep(self, refusal: OSError) -> None:
+        self.refusal = self.refusal or refusal
+
+
 class HDF5PieceFile:
     """An HDF5 file while it is written; see :class:`streamwsi.writing.formats.PieceFile`."""
 
@@ -33,7 +81,8 @@ class HDF5PieceFile:
         self._spec = spec
         self._by_patient = by_patient
         self._compression = compression
-        self._file = h5py.File(path, "w", libver=("earliest", "v110"), locking=False)
+        self._disk = _Disk(path)
+        self._file = h5py.File(self._disk, "w", libver=("earliest", "v110"))
         self._file.attrs["streamwsi_version"] = __version__
         self._slides: list[str] = []
         self._group: h5py.Group | None = None
@@ -60,9 +109,10 @@ class HDF5PieceFile:
         if self._group is None:
             raise RuntimeError("append before begin_slide")
         rows = slice(self._row, self._row + len(windows))
-        self._group["coords"][rows] = windows.xy
-        self._group["index"][rows] = windows.index
-        self._group["features"][rows] = values
+        with self._disk.raising():
+            self._group["coords"][rows] = windows.xy
+            self._group["index"][rows] = windows.index
+            self._group["features"][rows] = values
         self._row = rows.stop
 
     def end_slide(self, not_written: list[tuple[int, int, int]]) -> None:
@@ -74,11 +124,14 @@ class HDF5PieceFile:
 
     def close(self) -> None:
         """Link the datasets of an only slide at the root, and finish the file."""
-        if self._file and len(self._slides) == 1 and not self._by_patient:
-            for name, dataset in self._file[self._slides[0]].items():
-                if name not in self._file:  # the slide itself may be called "index"
-                    self._file[name] = dataset
-        self._file.close()
+        if not self._file:
+            return
+        with self._disk, self._disk.raising():
+            if len(self._slides) == 1 and not self._by_patient:
+                for name, dataset in self._file[self._slides[0]].items():
+                    if name not in self._file:  # the slide itself may be called "index"
+                        self._file[name] = dataset
+            self._file.close()
 
     def _dataset(self, group: h5py.Group, name: str, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         row_bytes = max(1, int(np.prod(shape)) * dtype.itemsize)

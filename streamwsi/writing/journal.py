@@ -2,6 +2,15 @@
 
 In: chunks of pieces.  Out: the same, in window order, after any crash.  One process at a time opens a journal.
 
+What is on disk once a commit has returned:
+
+``process``
+    The commit stands in the log, in the system's page cache: it survives the end of any process, and of all, however they end.
+    A loss of power may take the last commits with it, but no commit without all that came after it, and none in part.
+``power``
+    The log is synced before the commit returns, and the folder before the first: it survives a loss of power too, where disks
+    do what they are told.
+
 Pieces are kept as runs of neighbouring windows (a row of a chunk's block is one run), keyed by slide and first window, so
 that reading in key order is reading in window order, with no more than a run in memory. A commit is one transaction; a
 chunk that is committed again changes nothing.
@@ -27,6 +36,7 @@ from streamwsi.errors import JournalError, PieceError
 from streamwsi.geometry import Int64Array
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
+from streamwsi.writing.layout import disk_error, disk_errors, make_folder
 
 _SCHEMA_VERSION = 1
 _SLIDE_SHIFT = 44
@@ -85,26 +95,31 @@ class Run:
 
 
 class Journal:
-    """One patient's journal. Opening creates it where it does not exist."""
+    """One patient's journal. Opening creates it where it does not exist.
+
+    Every method raises DiskError where the disk does not do as it is asked, and JournalError where the journal is damaged.
+    """
 
     def __init__(self, path: Path, durability: Durability = "process") -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db: sqlite3.Connection | None = sqlite3.connect(path, isolation_level=None, timeout=10)
+        make_folder(path.parent)
+        self._db: sqlite3.Connection | None = None
         try:
-            # One process owns it: the kernel's lock is held while it is open, and no shared memory file is needed.
-            self._execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._execute("PRAGMA journal_mode=WAL")
-            self._execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
-            (version,) = self._execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                with self._transaction():
-                    for statement in filter(str.strip, _TABLES.split(";")):
-                        self._execute(statement)
-                    self._execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-            elif version != _SCHEMA_VERSION:
-                raise JournalError(f"{path} is a journal of version {version}; this streamwsi reads {_SCHEMA_VERSION}")
-            self._spec: ValueSpec | None = self._meta("values", ValueSpec)
+            with self._sqlite():
+                self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+                # One process owns it: the kernel's lock is held while it is open, and no shared memory file is needed.
+                self._execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._execute("PRAGMA journal_mode=WAL")
+                self._execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
+                (version,) = self._execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    with self._transaction():
+                        for statement in filter(str.strip, _TABLES.split(";")):
+                            self._execute(statement)
+                        self._execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+                elif version != _SCHEMA_VERSION:
+                    raise JournalError(f"{path} is a journal of version {version}; this streamwsi reads {_SCHEMA_VERSION}")
+                self._spec: ValueSpec | None = self._meta("values", ValueSpec)
         except BaseException:
             self.close()
             raise
@@ -122,7 +137,8 @@ class Journal:
 
     def slides(self) -> dict[int, ResolvedSlide]:
         """What the patient's slides resolved to, by their place among them."""
-        rows = self._execute("SELECT slide, resolved FROM slides ORDER BY slide")
+        with self._sqlite():
+            rows = self._execute("SELECT slide, resolved FROM slides ORDER BY slide").fetchall()
         return {slide: msgspec.msgpack.decode(resolved, type=ResolvedSlide) for slide, resolved in rows}
 
     def commit(self, chunks: Iterable[ChunkPieces]) -> None:
@@ -149,31 +165,35 @@ class Journal:
     def committed(self) -> dict[int, list[int]]:
         """Numbers of the committed chunks of each slide, ascending."""
         found: dict[int, list[int]] = {}
-        for slide, chunk in self._execute("SELECT slide, chunk FROM chunks ORDER BY slide, chunk"):
-            found.setdefault(slide, []).append(chunk)
+        with self._sqlite():
+            for slide, chunk in self._execute("SELECT slide, chunk FROM chunks ORDER BY slide, chunk"):
+                found.setdefault(slide, []).append(chunk)
         return found
 
     def counts(self, slide: int) -> tuple[int, int, int]:
         """Windows of a slide that are written, none, skipped."""
         query = "SELECT ifnull(sum(written), 0), ifnull(sum(none), 0), ifnull(sum(skipped), 0) FROM chunks WHERE slide = ?"
-        written, none, skipped = self._execute(query, (slide,)).fetchone()
+        with self._sqlite():
+            written, none, skipped = self._execute(query, (slide,)).fetchone()
         return written, none, skipped
 
     def written_rows(self, slide: int, last_chunk: int | None = None) -> int:
         """Rows of a slide, of chunks up to `last_chunk` if that is given."""
         query = "SELECT ifnull(sum(written), 0) FROM chunks WHERE slide = ? AND chunk <= ?"
-        (rows,) = self._execute(query, (slide, (1 << 62) if last_chunk is None else last_chunk)).fetchone()
+        with self._sqlite():
+            (rows,) = self._execute(query, (slide, (1 << 62) if last_chunk is None else last_chunk)).fetchone()
         return int(rows)
 
     def runs(self, slide: int) -> Iterator[Run]:
         """All runs of a slide, in window order, one in memory at a time."""
         query = "SELECT key, chunk, status, vals FROM pieces WHERE key >= ? AND key < ? ORDER BY key"
         spec = self._spec
-        for key, chunk, status, values in self._execute(query, (slide << _SLIDE_SHIFT, (slide + 1) << _SLIDE_SHIFT)):
-            statuses = np.frombuffer(status, np.uint8)
-            rows = int(np.count_nonzero(statuses == Status.WRITTEN))
-            decoded = np.frombuffer(values, spec.dtype).reshape(rows, *spec.shape) if spec else np.empty((0,))
-            yield Run(key & ((1 << _SLIDE_SHIFT) - 1), chunk, statuses, decoded)
+        with self._sqlite():
+            for key, chunk, status, values in self._execute(query, (slide << _SLIDE_SHIFT, (slide + 1) << _SLIDE_SHIFT)):
+                statuses = np.frombuffer(status, np.uint8)
+                rows = int(np.count_nonzero(statuses == Status.WRITTEN))
+                decoded = np.frombuffer(values, spec.dtype).reshape(rows, *spec.shape) if spec else np.empty((0,))
+                yield Run(key & ((1 << _SLIDE_SHIFT) - 1), chunk, statuses, decoded)
 
     def close(self) -> None:
         """Close the journal; what was committed is in it."""
@@ -184,12 +204,7 @@ class Journal:
     def remove(self) -> None:
         """Close the journal and delete its files."""
         self.close()
-        for name in (
-            self.path,
-            self.path.with_name(self.path.name + "-wal"),
-            self.path.with_name(self.path.name + "-shm"),
-        ):
-            name.unlink(missing_ok=True)
+        remove_journal(self.path)
 
     def __enter__(self) -> Journal:
         return self
@@ -207,16 +222,30 @@ class Journal:
         return self._db_open.execute(statement, values)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._execute("BEGIN IMMEDIATE")
+    def _sqlite(self) -> Iterator[None]:
+        """SQLite is asked inside; its errors become ours."""
         try:
             yield
-            self._execute("COMMIT")
-        except BaseException:
-            # After a full disk SQLite has rolled back by itself, or has left the transaction open where COMMIT failed
-            if self._db_open.in_transaction:
-                self._execute("ROLLBACK")
-            raise
+        except sqlite3.OperationalError as error:
+            hint = " (a limit on the size of files, a quota, or the disk itself)" if str(error) == "disk I/O error" else ""
+            raise disk_error(self.path, f"{error}{hint}") from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a mistake of ours, not damage
+                raise
+            raise JournalError(f"{self.path} is damaged: {error}; remove it, and what it held is done again") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._sqlite():
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._execute("COMMIT")
+            except BaseException:
+                # After a full disk SQLite has rolled back by itself, or has left the transaction open where COMMIT failed
+                if self._db_open.in_transaction:
+                    self._execute("ROLLBACK")
+                raise
 
     def _meta(self, name: str, kind: type[Any]) -> Any:
         row = self._execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -238,6 +267,13 @@ class Journal:
             self._spec = spec
         elif (spec.dtype, spec.shape) != (self._spec.dtype, self._spec.shape):
             raise PieceError(f"window {chunk.index[0]}: a value is {spec}, those before it were {self._spec}")
+
+
+def remove_journal(path: Path) -> None:
+    """Delete the files of a journal that nobody has open; harmless where there are none."""
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        with disk_errors(name):
+            name.unlink(missing_ok=True)
 
 
 def _as_runs(chunk: ChunkPieces) -> Iterator[tuple[int, int, int, bytes, bytes]]:

@@ -5,6 +5,7 @@ In: an output folder.  Out: paths.  Nothing here looks into the files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamwsi.config import OutputOptions
+from streamwsi.errors import DiskError, StreamwsiError
 
 SUFFIXES = {"csv": ".csv", "hdf5": ".h5"}
 ALL_PATIENTS = "all"
@@ -75,24 +77,56 @@ def hashed(patient_id: str) -> str:
 def renamed_when_whole(final: Path) -> Iterator[Path]:
     """A path to write to, which gets the name `final` when the block ends well, and is removed when it does not.
 
-    The file and its folder entry are on disk before the block is left.
+    The file and its folder entry are on disk before the block is left. Raises DiskError where the disk does not take them.
     """
     temporary = final.with_name(f".{hashed(final.name)}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(final.parent)
+    with disk_errors(final):
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a disk that has become read-only keeps it; the first error is what matters
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(final.parent)
 
 
 def write_whole(final: Path, data: bytes) -> None:
     """Write `data` to a file that appears whole or not at all."""
     with renamed_when_whole(final) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def disk_errors(what: Path) -> Iterator[None]:
+    """Raise the system's errors inside as a DiskError that says what could not be written, why, and what to do."""
+    try:
+        yield
+    except StreamwsiError:
+        raise
+    except OSError as error:
+        raise disk_error(what, error.strerror or str(error)) from error
+
+
+def disk_error(what: Path, why: str) -> DiskError:
+    """The error of something that a disk does not take."""
+    return DiskError(
+        f"{what} cannot be written: {why}; when that is remedied, run the same command again: what was committed is kept"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, with their entries on disk. Raises DiskError where the disk does not take them."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        with disk_errors(new):
+            new.mkdir(exist_ok=True)
+            sync_folder(new.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -36,7 +36,7 @@ from streamwsi.wire.messages import Stop as StopMessage
 from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.writing.journal import ChunkPieces, Journal
 from streamwsi.writing.layout import Layout
-from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient
+from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient, read_record
 
 _GROUP = 64
 """Chunks that are committed together, at most."""
@@ -172,17 +172,19 @@ def _publish(
     order: PublishPatient, layout: Layout, options: WritingOptions, gatherer: Gatherer | None, seat: Seat
 ) -> PatientPublished:
     patient = order.patient.patient()
-    journal_file = layout.journal(patient.id)
-    with Journal(journal_file, options.durability) as journal:
-        guarded = _Guarded(gatherer, patient.id) if gatherer is not None else None
-        record, result = publish_patient(
-            journal,
-            patient,
-            options.output,
-            stop=Stop(*order.stop) if order.stop else None,
-            partial=order.partial,
-            gatherer=guarded,
-        )
+    record = read_record(layout, patient.id)
+    with Journal(layout.journal(patient.id), options.durability) as journal:
+        if record is not None:  # by a publisher that died before it could say so, and may have removed the journal
+            result = None if gatherer is None else layout.result_file(patient.id).read_bytes()
+        else:
+            record, result = publish_patient(
+                journal,
+                patient,
+                options.output,
+                stop=Stop(*order.stop) if order.stop else None,
+                partial=order.partial,
+                gatherer=_Guarded(gatherer, patient.id) if gatherer is not None else None,
+            )
         if not order.keep_journal:
             journal.remove()
     counts = tuple(
@@ -195,8 +197,11 @@ def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions) -> 
     def open_journal(patient_id: str) -> Journal:
         return Journal(layout.journal(patient_id), options.durability)
 
-    stops = {patient_id: Stop(*stop) for patient_id, stop in order.stops.items()}
-    records = publish_all(open_journal, list(order.patients), stops, options.output, order.partial)
+    found = [read_record(layout, patient_id) for patient_id in order.patients]
+    records = [record for record in found if record is not None]
+    if len(records) < len(found):  # else a publisher did it that died before it could say so
+        stops = {patient_id: Stop(*stop) for patient_id, stop in order.stops.items()}
+        records = publish_all(open_journal, list(order.patients), stops, options.output, order.partial)
     if not order.partial:
         for patient_id in order.patients:
             with open_journal(patient_id) as journal:

@@ -25,7 +25,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec, encode_result
 from streamwsi.writing.formats import create_piece_file
 from streamwsi.writing.journal import Journal, Run
-from streamwsi.writing.layout import ALL_PATIENTS, Layout, renamed_when_whole, write_whole
+from streamwsi.writing.layout import ALL_PATIENTS, Layout, disk_errors, make_folder, renamed_when_whole, write_whole
 
 _ROWS_AT_ONCE = 4096
 _NOTHING = ValueSpec("float64", ())
@@ -200,7 +200,7 @@ def publish_patient(
 
     `partial` leaves out the slides that are not complete, and names the file so; :func:`read_record` does not find it, and a
     rerun tries the failed slides again. The whole file takes a partial one's place.
-    Raises JournalError for a missing or doubled window or a missing slide, OSError when the disk does not take it, and
+    Raises JournalError for a missing or doubled window or a missing slide, DiskError when the disk does not take it, and
     whatever a gathering collector raises.
     """
     layout = Layout.of(output)
@@ -217,7 +217,8 @@ def publish_patient(
         with renamed_when_whole(final) as path:
             _write(path, journal.spec or _NOTHING, output, slides)
         outdated = layout.final_file(patient.id, partial=True)
-    record = _record(patient.id, final, journal.spec, slides)
+    with disk_errors(final):
+        record = _record(patient.id, final, journal.spec, slides)
     _keep(layout, record, outdated, partial)
     return record, result
 
@@ -230,6 +231,8 @@ def publish_all(
     partial: bool,
 ) -> list[PublishedPatient]:
     """Write one file for all patients, in the order given; returns a record of each.
+
+    The records come first: as long as their file is not there they count for nothing, and it appears for all of them at once.
 
     Raises as :func:`publish_patient` does, and PieceError when the values of two patients differ in dtype or shape.
     """
@@ -250,14 +253,15 @@ def publish_all(
                 kept.append((patient_id, [rows.published() for rows in slides]))
         finally:
             file.close()
-    size, checksum = final.stat().st_size, checksum_of(final)
-    records = []
-    for patient_id, published in kept:
-        record = PublishedPatient(
-            patient_id=patient_id, file=final.name, size_bytes=size, checksum=checksum, values=spec, slides=published
-        )
-        _keep(layout, record, layout.final_file(ALL_PATIENTS, partial=True), partial)
-        records.append(record)
+        size, checksum = path.stat().st_size, checksum_of(path)
+        records = [
+            PublishedPatient(
+                patient_id=patient_id, file=final.name, size_bytes=size, checksum=checksum, values=spec, slides=published
+            )
+            for patient_id, published in kept
+        ]
+        for record in records:
+            _keep(layout, record, layout.final_file(ALL_PATIENTS, partial=True), partial)
     return records
 
 
@@ -298,12 +302,13 @@ def _same_spec(spec: ValueSpec | None, other: ValueSpec | None, patient_id: str)
 
 
 def _keep(layout: Layout, record: PublishedPatient, outdated: Path, partial: bool) -> None:
-    """Write the record, and remove the partial file that a whole one has taken the place of."""
-    layout.published_dir.mkdir(exist_ok=True)
-    write_whole(layout.published(record.patient_id, partial), msgspec.json.encode(record))
+    """Remove the partial file that a whole one takes the place of, and write the record: with that, a publication is done."""
+    make_folder(layout.published_dir)
     if not partial:
-        outdated.unlink(missing_ok=True)
-        layout.published(record.patient_id, partial=True).unlink(missing_ok=True)
+        for path in (outdated, layout.published(record.patient_id, partial=True)):
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
+    write_whole(layout.published(record.patient_id, partial), msgspec.json.encode(record))
 
 
 def _write(path: Path, spec: ValueSpec, output: OutputOptions, slides: list[SlideRows]) -> None:

@@ -89,6 +89,17 @@ def test_a_collector_that_cannot_be_serialised_is_refused_naming_the_attribute(o
     assert not (tmp_path / "out").exists()
 
 
+def test_gathering_does_not_go_with_one_file(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Gatherer(Fine):
+        mode = "collect"
+
+        def collate(self, patient: sw.Patient, pieces: list[sw.ProcessedPiece]) -> int:
+            return len(pieces)
+
+    with pytest.raises(sw.ConfigError, match="one_file goes with mode 'stream'"):
+        sw.Pipeline(loader(one_patient), Gatherer(), sw.CSVStreamWriter(tmp_path / "out", one_file=True))
+
+
 def test_a_folder_that_cannot_be_written_is_refused(one_patient: sw.Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):

@@ -297,7 +297,7 @@ def test_a_chunk_that_has_ended_three_workers_fails_its_slide_and_the_run_goes_o
     assert [patient.state for patient in report.patients] == ["done", "failed", "done"]
     assert report.exit_code == 1 and report.restarts == 3
     reason = report.failed_slides[0].reason or ""
-    assert "chunk 50 has ended 3 workers" in reason
+    assert "chunk 50 (1 windows at level-0 (1280, 1280) to (1280, 1280)) has ended 3 workers" in reason
     assert {0: "exit code 0, without", 1: "exit code 1", -signal.SIGSEGV: "killed by SIGSEGV"}[code] in reason
 
 
@@ -316,7 +316,7 @@ def test_a_stage_that_makes_no_progress_ends_the_run(slow: list[object], tmp_pat
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 3
     assert re.search(
-        rf"the {role}s have made no progress for 1 s .* on chunk \d+ of slide 'copy\d' of patient 'copy\d'", errors
+        rf"the {role}s have made no progress for 1 s .* on chunk \d+ \(.*\) of slide 'copy\d' of patient 'copy\d'", errors
     )
 
 
@@ -357,6 +357,15 @@ def test_a_finished_run_is_left_as_it_is(one_patient: sw.Dataset, tmp_path: Path
     afresh = cli(*arguments, "--kernel-size", 128, "--overwrite")
     assert afresh.returncode == 0, afresh.stderr
     assert fingerprint(tmp_path / "CMU-1-Small-Region.h5") != before
+
+
+def test_a_run_goes_on_with_chunks_of_another_size(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
+    process = begin(slow, tmp_path)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    smaller = [1 << 16 if part == 1 << 18 else part for part in slow]
+    assert smaller != slow and 0 < finish(smaller, tmp_path)["windows"] < ALL_WINDOWS
+    assert_same_files(tmp_path, undisturbed)
 
 
 def test_a_slide_that_changed_is_not_mixed_with_what_it_was(slow: list[object], copies: list[Path], tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamwsi.pipeline.scheduler import (
+    DEATHS_OF_POISON,
+    OPENING,
     AskFinished,
     ChunkSet,
     CloseSlide,
@@ -35,11 +37,11 @@ from streamwsi.pipeline.scheduler import (
     Seal,
     Send,
     SlideKey,
+    Suspect,
 )
 
 ROLES = ("loader", "collector", "writer", "publisher")
 ONE_EACH = dict.fromkeys(ROLES, 1)
-CANNOT_BE_OPENED = -1
 
 
 # ---- what there is to do
@@ -51,7 +53,9 @@ class Slide:
 
     windows: tuple[int, ...]
     bad: int | None = None
-    """The chunk that cannot be read, or CANNOT_BE_OPENED."""
+    """The chunk that cannot be read, or OPENING."""
+    poison: tuple[str, int] | None = None
+    """(role, chunk): what the chunk, or OPENING, ends whenever one works on it."""
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -67,7 +71,7 @@ class Patient:
     """After how many windows ``is_finished`` says yes; None: never."""
 
     def stop(self) -> SlideKey | None:
-        """(slide, chunk) after which it is stopped, if none of its slides fails."""
+        """(slide, chunk) after which it is stopped, unless one of its slides fails."""
         done = 0
         for number, slide in enumerate(self.slides):
             for chunk, windows in enumerate(slide.windows):
@@ -84,9 +88,6 @@ class Patient:
                 done += windows
                 asked.append(done)
         return asked
-
-    def sound(self) -> bool:
-        return all(slide.bad is None for slide in self.slides)
 
 
 def patients(*n_chunks: int, windows: int = 3) -> list[Patient]:
@@ -123,6 +124,10 @@ class Worker:
     def say(self, event: str, *arguments: Any) -> None:
         self.said.append((event, arguments))
 
+    def at_work(self, *items: Any) -> list[Any]:
+        """What it works on while it works on `items`: a loader has threads for all it has been given."""
+        return [item for item in self.todo if isinstance(item, (Read, Resolve))] if self.role == "loader" else list(items)
+
 
 @dataclass(eq=False)
 class Lease:
@@ -156,14 +161,15 @@ class World:
         """How often the scheduler took a chunk for newly committed."""
         self.reads: Counter[tuple[SlideKey, int]] = Counter()
         self.decided: list[Decision] = []
+        self.luck = random.Random(0)
         self._incarnation = 0
         self.begin()
 
     def begin(self) -> None:
         """A run on what there is: no worker yet, journals as they are."""
         self.workers: dict[str, Worker] = {}
-        self.heard: list[tuple[str, tuple[Any, ...]]] = []
-        """What may be said once more."""
+        self.heard: list[tuple[str, str, tuple[Any, ...]]] = []
+        """(worker, event, arguments) of everything that was said."""
         self.leases: dict[int, Lease] = {}
         self.known: dict[int, set[SlideKey]] = {}
         """Of each open patient, what the scheduler knows to be committed."""
@@ -172,6 +178,8 @@ class World:
         self.failed: set[SlideKey] = set()
         self.questions: dict[int, list[int]] = defaultdict(list)
         self.finished: dict[int, Finished] = {}
+        self.blamed: Counter[Suspect] = Counter()
+        """How many workers ended while they worked on it."""
         todo = [n for n in range(len(self.patients)) if n not in self.files]
         jobs = (PatientJob(number, len(self.patients[number].slides)) for number in todo)
         self.scheduler = Scheduler(jobs, self.limits, **self.options)
@@ -200,7 +208,7 @@ class World:
         (worker,) = self.of(role)
         return worker
 
-    def kill(self, name: str, is_lost: Callable[[], bool] = lambda: True) -> None:
+    def kill(self, name: str, is_lost: Callable[[], bool] = lambda: True, working_on: Iterable[Any] = ()) -> None:
         """A worker dies: of what it has said and sent, `is_lost` tells one by one what does not arrive any more."""
         worker = self.workers[name]
         while worker.said and not is_lost():
@@ -219,7 +227,13 @@ class World:
             if writer == name:
                 del self.writer_of[patient]
                 self.known.pop(patient, None)
-        self.scheduler.worker_went(worker.role, name)
+        leases = [item.lease for item in working_on if isinstance(item, (Read, Parcel))]
+        opening = [item.slide for item in working_on if isinstance(item, Resolve)]
+        suspects, poison = self.scheduler.worker_went(worker.role, name, leases, opening)
+        self.blamed.update(suspects)
+        for suspect in poison:
+            assert suspect in suspects and self.blamed[suspect] >= DEATHS_OF_POISON
+            self.failed.add(suspect[0])
 
     # ---- what can happen next
 
@@ -245,12 +259,20 @@ class World:
     def hear(self, worker: Worker) -> None:
         """What a worker has said reaches the scheduler."""
         event, arguments = worker.said.popleft()
-        self.heard.append((event, arguments))
+        self.heard.append((worker.name, event, arguments))
         self._tell(event, *arguments)
 
-    def repeat(self, place: int) -> None:
-        """Something that was said before arrives once more."""
-        event, arguments = self.heard[place % len(self.heard)]
+    def repeatable(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """What may be said once more: of the journals and files of patients only by workers that live, since the caller
+        hears no other."""
+        return [
+            (event, arguments)
+            for name, event, arguments in self.heard
+            if name in self.workers or not event.startswith("patient_")
+        ]
+
+    def repeat(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Something that was said before arrives once more, and changes nothing."""
         before = len(self.scheduler)
         assert self._tell(event, *arguments) is None
         assert len(self.scheduler) == before
@@ -282,6 +304,9 @@ class World:
 
     def work(self, worker: Worker, item: Any) -> None:
         """A worker deals with an order, or with what was sent to it."""
+        if self._is_deadly(worker, item):
+            self.kill(worker.name, is_lost=lambda: self.luck.random() < 0.5, working_on=worker.at_work(item))
+            return
         worker.todo.remove(item)
         if isinstance(item, Parcel) and worker.role == "collector":
             if item.writer in self.workers:
@@ -293,7 +318,7 @@ class World:
                 worker.say("chunk_committed", item.lease)
         elif isinstance(item, Resolve):
             slide = self.slide(item.slide)
-            if slide.bad == CANNOT_BE_OPENED:
+            if slide.bad == OPENING:
                 worker.say("slide_failed", item.slide)
             else:
                 worker.say("slide_resolved", item.slide, slide)
@@ -325,6 +350,12 @@ class World:
         elif isinstance(item, Publish):
             self.files[item.patient] = set(self.journals[item.patient])
             worker.say("patient_published", item.patient)
+
+    def _is_deadly(self, worker: Worker, item: Any) -> bool:
+        if not isinstance(item, (Read, Resolve, Parcel)):
+            return False
+        chunk = OPENING if isinstance(item, Resolve) else item.chunk
+        return self.slide(item.slide).poison == (worker.role, chunk)
 
     def _carry_out(self, decision: Decision) -> None:
         if isinstance(decision, Finished):
@@ -360,6 +391,8 @@ class World:
             assert isinstance(decision, (Drop, CloseSlide, Seal, Finished, AskFinished)), f"begun after the stop: {decision}"
         if isinstance(decision, (Open, Resolve, Read, Send, Publish)):
             assert decision[0] in self.workers
+        if isinstance(decision, (Resolve, Read)) and any(map(self.scheduler.is_suspected, self.blamed)):
+            assert self.is_idle(decision.loader), "something is suspected: one thing at a time"
         if isinstance(decision, Resolve):
             assert decision.slide not in self.resolved | self.failed
             resolving = [item for worker in self.of("loader") for item in worker.todo if isinstance(item, Resolve)]
@@ -395,13 +428,21 @@ class World:
 
     def _check_question(self, question: AskFinished) -> None:
         asked = self.questions[question.patient]
-        if self.patients[question.patient].sound():
+        if not self.failures(question.patient):
             expected = self.patients[question.patient].questions()
             again = len(asked) > 0 and asked[-1] == question.windows_done  # the collector that was asked has died
             assert again or question.windows_done == expected[len(asked)]
             if again:
                 return
         asked.append(question.windows_done)
+
+    def is_idle(self, loader: str) -> bool:
+        """Whether a loader has nothing to do, as far as the scheduler has heard."""
+        worker = self.workers[loader]
+        opening = [item for item in worker.todo if isinstance(item, Resolve)]
+        opened = [event for event, _ in worker.said if event.startswith("slide_")]
+        reading = [lease for lease in self.leases.values() if lease.order.loader == loader and lease.step == "loader"]
+        return not opening and not opened and not reading
 
     def check_credits(self) -> None:
         loaders: Counter[str] = Counter()
@@ -422,7 +463,7 @@ class World:
 
     def check_complete(self, patient: int, stop: SlideKey | None) -> None:
         """Every chunk that counts is in the journal, and the patient was stopped where it should be."""
-        if self.patients[patient].sound():
+        if not self.failures(patient):
             assert stop == (self.patients[patient].stop() if self.options["ask_finished"] else None)
         for number, slide in enumerate(self.patients[patient].slides):
             if (patient, number) not in self.failed:
@@ -451,14 +492,15 @@ class World:
     def finish(self) -> None:
         """Run to the end without further faults, and check that it is one."""
         self.staff()
-        while True:
+        self.run()
+        while any(not self.of(role) for role in ROLES):  # poison has ended some
+            self.staff()
             self.run()
-            if len(self.actions()) == 1:
-                break
         assert self.scheduler.done
         assert not self.leases and not len(self.scheduler)
         if not self.scheduler.stopping:
             assert sorted(self.finished) == self.todo
+            assert not any(map(self.scheduler.is_suspected, self.blamed))
 
     def work_off(self, role: str) -> None:
         """Have the workers of one role do all they can, and be heard; the others rest."""
@@ -611,7 +653,7 @@ def test_a_chunk_that_is_done_again_comes_before_those_of_later_slides() -> None
 
 
 def test_a_failed_slide_gives_its_patient_up_and_the_others_finish() -> None:
-    good, unreadable, missing = Slide((4, 4)), Slide((4, 4, 4), bad=1), Slide((), bad=CANNOT_BE_OPENED)
+    good, unreadable, missing = Slide((4, 4)), Slide((4, 4, 4), bad=1), Slide((), bad=OPENING)
     world = world_of([Patient((good, unreadable)), Patient((good,)), Patient((missing, good))])
     world.finish()
     assert {number: end.failed for number, end in world.finished.items()} == {0: True, 1: False, 2: True}
@@ -642,7 +684,7 @@ def test_slides_without_chunks_are_complete_as_soon_as_they_are_open() -> None:
 
 
 def test_a_patient_whose_slides_fail_before_any_collector_is_ready_is_given_up() -> None:
-    missing, empty = Slide((), bad=CANNOT_BE_OPENED), Slide(())
+    missing, empty = Slide((), bad=OPENING), Slide(())
     world = World([Patient((missing,)), Patient((empty,))], ask=True)
     for role in ("loader", "writer", "publisher"):
         world.start(role)
@@ -725,6 +767,15 @@ def test_a_patient_whose_writer_dies_while_closing_its_journal_is_opened_and_clo
     assert max(world.reads.values()) == 1
 
 
+def test_what_a_dead_writer_said_of_a_journal_does_not_open_it() -> None:
+    world = world_of(patients(3))
+    world.kill(world.one("writer").name)
+    world.scheduler.patient_opened(0, {})
+    world.flush()
+    assert not world.log(Resolve)
+    world.finish()
+
+
 def test_a_slide_may_be_resolved_while_its_patient_is_opened_anew() -> None:
     world = world_of(patients(3))
     world.work_off("writer")
@@ -760,8 +811,8 @@ def test_acknowledgements_that_come_late_or_twice_are_ignored() -> None:
     world.hear(writer)
     world.flush()
     assert not world.counted
-    for place in range(len(world.heard)):
-        world.repeat(place)
+    for event, arguments in world.repeatable():
+        world.repeat(event, arguments)
     world.finish()
     assert set(world.counted.values()) == {1}
 
@@ -780,6 +831,121 @@ def test_who_takes_part_in_which_lease_can_be_asked() -> None:
     assert world.scheduler.held_by(world.one("writer").name) == held
     assert world.scheduler.held_by(world.one("loader").name) == [*held, (2, (0, 0), 2)]
     assert world.scheduler.held_by("nobody") == []
+
+
+# ---- poison
+
+
+@pytest.mark.parametrize("role", ["loader", "collector"])
+def test_a_chunk_that_has_ended_three_workers_fails_its_slide_and_no_other(role: str) -> None:
+    deadly = Slide((1,) * 6, poison=(role, 3))
+    world = world_of([*patients(6), Patient((deadly,)), *patients(6)], counts={"loader": 2, "collector": 2})
+    world.finish()
+    assert world.failed == {(1, 0)}
+    assert set(world.files) == {0, 2}
+    assert world.blamed[(1, 0), 3] == DEATHS_OF_POISON
+
+
+def test_a_slide_that_has_ended_three_loaders_when_opened_fails_and_no_other() -> None:
+    world = world_of([*patients(6), Patient((Slide((1,), poison=("loader", OPENING)),)), *patients(6)])
+    world.finish()
+    assert world.failed == {(1, 0)}
+    assert world.blamed[(1, 0), OPENING] == DEATHS_OF_POISON
+
+
+@pytest.mark.parametrize("chunk", [OPENING, 0, 4])
+@pytest.mark.parametrize("n_loaders", [1, 3])
+def test_what_a_loader_was_doing_beside_poison_is_not_taken_for_it(chunk: int, n_loaders: int) -> None:
+    everyone = [*patients(9, 9), Patient((Slide((1,) * 9, poison=("loader", chunk)),)), *patients(9, 9, 9)]
+    world = world_of(everyone, Limits(loader_credits=8, slides_ahead=4), counts={"loader": n_loaders})
+    for seed in range(20):
+        world.run(random.Random(seed))
+        world.staff(loader=n_loaders)
+    world.finish()
+    assert world.failed == {(2, 0)}
+    assert max(times for suspect, times in world.blamed.items() if suspect != ((2, 0), chunk)) == 1
+
+
+def test_two_poisonous_chunks_are_found_both() -> None:
+    deadly = [Patient((Slide((1,) * 9, poison=("loader", chunk)), Slide((1,) * 3))) for chunk in (2, 5)]
+    world = world_of([*deadly, *patients(4)], Limits(loader_credits=8))
+    world.finish()
+    assert world.failed == {(0, 0), (1, 0)}
+    assert set(world.files) == {2}
+
+
+def test_a_suspected_chunk_is_done_again_before_anything_else_and_all_goes_on_as_before() -> None:
+    world = world_of(patients(4, 60), Limits(loader_credits=4, collector_credits=2), counts={"loader": 2})
+    world.run(unless=lambda: world.reads[(1, 0), 5] == 1)
+    collector = world.one("collector")
+    suspect = next(item for item in collector.todo if isinstance(item, Parcel))
+    world.kill(collector.name, working_on=[suspect])
+    assert world.scheduler.is_suspected((suspect.slide, suspect.chunk))
+    world.start("collector")
+    before = len(world.log(Read))
+    world.run(unless=lambda: not world.scheduler.is_suspected((suspect.slide, suspect.chunk)))
+    assert (suspect.slide, suspect.chunk) in [(order.slide, order.chunk) for order in world.log(Read)[before : before + 2]]
+    world.run(unless=lambda: sum(lease.step == "loader" for lease in world.leases.values()) > 2)
+    assert len(world.leases) > 2
+    world.finish()
+    assert not world.failed
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_waits_for_ever_while_something_is_suspected(seed: int) -> None:
+    deadly = Patient(
+        (Slide((1,) * 8, poison=("loader", 1)), Slide((1,) * 8, poison=("collector", 6)), Slide((1,) * 8)), enough=20
+    )
+    world = world_of([deadly, *patients(5, 5)], Limits(2, 2, 2, 2, 2), ask=True, counts={"loader": 2, "collector": 2})
+    for again in range(12):
+        world.run(random.Random(100 * seed + again))
+        world.staff(loader=2, collector=2)
+    world.finish()
+    assert set(world.files) == {1, 2}
+
+
+def test_a_chunk_whose_patient_was_stopped_before_it_is_not_suspected_any_more() -> None:
+    world = world_of([Patient((Slide((1, 1, 1, 1)),), enough=1), *patients(3)], Limits(collector_credits=3), ask=True)
+    collector, writer = world.one("collector"), world.one("writer")
+    world.work_off("writer")
+    for _ in range(3):
+        world.work_off("loader")
+    parcels = list(collector.todo)
+    world.work(collector, parcels[0])
+    world.work(writer, writer.todo[0])
+    world.hear(writer)
+    world.flush()
+    world.work(collector, next(item for item in collector.todo if isinstance(item, AskFinished)))
+    world.kill(collector.name, is_lost=lambda: False, working_on=[parcels[1]])
+    assert not world.scheduler.is_suspected((parcels[1].slide, parcels[1].chunk))
+    world.finish()
+
+
+# ---- who is being waited for
+
+
+def test_what_a_stage_has_been_given_and_has_not_done_can_be_asked() -> None:
+    world = world_of([Patient((Slide((2, 2)), Slide((2,))), enough=6)], Limits(loader_credits=1, slides_ahead=1), ask=True)
+
+    def waiting() -> dict[str, list[Suspect]]:
+        return {role: found for role in ROLES if (found := world.scheduler.waiting_for(role))}
+
+    assert waiting() == {"writer": [((0, 0), OPENING)]}
+    world.work_off("writer")
+    assert waiting() == {"loader": [((0, 0), OPENING)]}
+    world.work_off("loader")
+    assert waiting() == {"loader": [((0, 0), 0), ((0, 1), OPENING)]}
+    world.work_off("loader")
+    world.work_off("loader")
+    assert waiting() == {"collector": [((0, 0), 0), ((0, 0), 1)]}
+    world.work_off("collector")
+    assert waiting() == {"loader": [((0, 1), 0)], "writer": [((0, 0), 0), ((0, 0), 1)]}
+    world.work_off("writer")
+    assert waiting() == {"loader": [((0, 1), 0)], "collector": [((0, 0), 0)]}, "a question that was not answered counts too"
+    world.run(unless=lambda: bool(world.log(Publish)))
+    assert waiting() == {"publisher": [((0, 0), OPENING)]}
+    world.finish()
+    assert not waiting()
 
 
 # ---- stopping
@@ -976,7 +1142,10 @@ def test_a_set_of_chunks_keeps_only_what_is_out_of_order(order: Iterable[int]) -
 slides = st.builds(
     Slide,
     windows=st.lists(st.integers(1, 3), max_size=8).map(tuple),
-    bad=st.one_of(st.none(), st.none(), st.none(), st.integers(CANNOT_BE_OPENED, 4)),
+    bad=st.one_of(st.none(), st.none(), st.none(), st.integers(OPENING, 4)),
+    poison=st.one_of(
+        st.none(), st.none(), st.none(), st.tuples(st.sampled_from(["loader", "collector"]), st.integers(OPENING, 4))
+    ),
 )
 some_patients = st.builds(
     Patient,
@@ -1018,20 +1187,17 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.staff(**counts)
 
     @precondition(lambda self: self.world.workers)
-    @rule(choice=st.integers(0, 100), luck=st.randoms(use_true_random=False))
-    def a_worker_dies(self, choice: int, luck: random.Random) -> None:
-        names = sorted(self.world.workers)
-        self.world.kill(names[choice % len(names)], is_lost=lambda: luck.random() < 0.5)
+    @rule(choice=st.integers(0, 100), luck=st.randoms(use_true_random=False), at_work=st.booleans())
+    def a_worker_dies(self, choice: int, luck: random.Random, at_work: bool) -> None:
+        worker = list(self.world.workers.values())[choice % len(self.world.workers)]
+        working_on = worker.at_work(*worker.todo[:1]) if at_work else []
+        self.world.kill(worker.name, is_lost=lambda: luck.random() < 0.5, working_on=working_on)
 
-    @precondition(lambda self: self.world.heard)
+    @precondition(lambda self: self.world.repeatable())
     @rule(choice=st.integers(0, 1000))
     def something_is_said_again(self, choice: int) -> None:
-        event, arguments = self.world.heard[choice % len(self.world.heard)]
-        # The driver hears no worker that is gone, so that these come only from the one writer that owns the journal.
-        if event not in ("patient_opened", "patient_sealed", "patient_published"):
-            self.world.repeat(choice)
-        else:
-            assert arguments[0] in range(len(self.world.patients))
+        said = self.world.repeatable()
+        self.world.repeat(*said[choice % len(said)])
 
     @rule(often=st.integers(0, 5))
     def the_run_is_told_to_stop(self, often: int) -> None:

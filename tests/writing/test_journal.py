@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 import streamwsi
 from streamwsi.chunks import Status
-from streamwsi.errors import JournalError, PieceError
+from streamwsi.errors import DiskError, JournalError, PieceError
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 from streamwsi.writing.journal import ChunkPieces, Journal
@@ -193,7 +192,7 @@ def test_a_full_disk_loses_only_what_did_not_fit(path: Path) -> None:
         fill(journal, slide, large, chunks=[0])
         (pages,) = journal._execute("PRAGMA page_count").fetchone()
         journal._execute(f"PRAGMA max_page_count={pages + 5}")
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with pytest.raises(DiskError, match=r"p1\.sqlite cannot be written: database or disk is full; .* run the same command"):
             fill(journal, slide, large, chunks=[1])
         assert journal.committed() == {0: [0]}
         journal._execute("PRAGMA max_page_count=1000000")

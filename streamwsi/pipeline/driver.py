@@ -168,7 +168,8 @@ class Driver:
                     self._stop_workers()
                 finally:
                     self._processes.kill_all()
-                self._report.refused_messages = context.refused
+                clocks = [clock for of_role in self._clocks.values() for clock in of_role.values()]
+                self._report.refused_messages = context.refused + sum(clock.refused for clock in clocks)
         finally:
             remove_address(address)
             wakeup.close()

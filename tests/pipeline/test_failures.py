@@ -371,7 +371,7 @@ def test_a_run_goes_on_with_chunks_of_another_size(slow: list[object], undisturb
 def test_a_slide_that_changed_is_not_mixed_with_what_it_was(slow: list[object], copies: list[Path], tmp_path: Path) -> None:
     slide = tmp_path / "slide.svs"
     slide.write_bytes(copies[0].read_bytes())
-    command = [slide if part == copies[0] else part for part in slow]
+    command = [slide if part == copies[0] else part for part in slow if part != copies[1]]
     process = begin(command, tmp_path / "out")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)

@@ -601,16 +601,22 @@ class Scheduler:
             self._decisions.append(Resolve(loader, slide.key))
 
     def _lease_chunks(self) -> None:
-        while (slide := self._next_slide()) is not None:
+        while (found := self._next_chunk()) is not None:
             loader = self._free_loader(self._loaders, self._limits.loader_credits)
             if loader is None:
                 return
-            lease = _Lease(self._next_lease, slide, self._take_chunk(slide), loader)
+            slide, chunk = found
+            if chunk in slide.again:
+                slide.again.remove(chunk)
+                heapq.heapify(slide.again)
+            else:
+                slide.next += 1
+            lease = _Lease(self._next_lease, slide, chunk, loader)
             self._next_lease += 1
             self._leases[lease.number] = lease
             slide.leases.add(lease.number)
             self._loaders[loader] += 1
-            self._decisions.append(Read(loader, lease.number, slide.key, lease.chunk))
+            self._decisions.append(Read(loader, lease.number, slide.key, chunk))
 
     def _free_loader(self, load: dict[str, int], limit: int) -> str | None:
         """The loader with the least load, if that is below `limit`; while anything is suspected, one that has nothing to do."""
@@ -619,18 +625,19 @@ class Scheduler:
         loader = min(load, key=load.__getitem__, default=None)
         return loader if loader is not None and load[loader] < limit else None
 
-    def _next_slide(self) -> _Slide | None:
-        """The first slide with chunks to lease, those with a suspected one before all others; None: there is none."""
+    def _next_chunk(self) -> tuple[_Slide, int] | None:
+        """The chunk to lease next: a suspected one before all others, then the first of the first slide that has any."""
         for key, chunk in self._suspicions:
-            if chunk in self._slides[key].again and self._has_chunk(self._slides[key]):
-                return self._slides[key]
+            slide = self._slides[key]
+            if chunk in slide.again and self._has_chunk(slide):
+                return slide, chunk
         while self._runnable:
-            slide = self._slides.get(self._runnable[0])
-            if slide is not None and self._has_chunk(slide):
-                return slide
+            first = self._slides.get(self._runnable[0])
+            if first is not None and self._has_chunk(first):
+                return first, first.again[0] if first.again else first.next
             heapq.heappop(self._runnable)
-            if slide is not None:
-                slide.queued = False
+            if first is not None:
+                first.queued = False
         return None
 
     def _has_chunk(self, slide: _Slide) -> bool:
@@ -651,13 +658,6 @@ class Scheduler:
         if slide.failed or slide.plan is None or chunk == OPENING:
             return not slide.failed and slide.plan is None
         return chunk < slide.n_chunks(self._patients[key[0]].last_chunk(key[1])) and chunk not in slide.committed
-
-    @staticmethod
-    def _take_chunk(slide: _Slide) -> int:
-        if slide.again:
-            return heapq.heappop(slide.again)
-        slide.next += 1
-        return slide.next - 1
 
     def _send_chunks(self) -> None:
         waiting: deque[_Lease] = deque()

@@ -140,7 +140,9 @@ def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) 
     try:
         index, status = np.frombuffer(payload[0], np.int64), np.frombuffer(payload[1], np.uint8)
         values = np.frombuffer(payload[2], message.values.dtype).reshape(message.rows, *message.values.shape)
-    except (ValueError, TypeError, IndexError) as error:
+        if values.dtype.kind not in "biuf" or len(payload) != 3:
+            raise ValueError(f"{len(payload)} parts, values of {values.dtype}")
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise WireError(f"the parts of the pieces of chunk {message.chunk} do not fit their header: {error}") from error
     chunks = slide.chunks()
     if not 0 <= message.chunk < len(chunks) or not np.array_equal(index, chunks.indices(message.chunk)):

@@ -177,6 +177,7 @@ class World:
         self.resolved: set[SlideKey] = set()
         self.failed: set[SlideKey] = set()
         self.questions: dict[int, list[int]] = defaultdict(list)
+        self.stops: dict[int, SlideKey | None] = {}
         self.finished: dict[int, Finished] = {}
         self.blamed: Counter[Suspect] = Counter()
         """How many workers ended while they worked on it."""
@@ -283,6 +284,8 @@ class World:
             patient, committed = arguments
             if patient in self.writer_of:
                 self.known.setdefault(patient, {(slide, chunk) for slide, chunks in committed.items() for chunk in chunks})
+        elif event == "finished_answered" and arguments[2] and not self.failures(arguments[0]):
+            self.stops[arguments[0]] = self.patients[arguments[0]].stop()
         elif event == "slide_resolved":
             self.resolved.add(arguments[0])
         elif event == "slide_failed":
@@ -423,6 +426,8 @@ class World:
         assert order.slide in self.resolved and order.slide not in self.failed
         assert 0 <= order.chunk < len(self.slide(order.slide))
         assert (slide, order.chunk) not in self.known[patient], "a committed chunk is read again"
+        stop = self.stops.get(patient)
+        assert stop is None or (slide, order.chunk) <= stop
         assert all((held.order.slide, held.order.chunk) != (order.slide, order.chunk) for held in self.leases.values())
         assert self.writer_of[patient] in self.workers
 
@@ -500,12 +505,13 @@ class World:
         assert not self.leases and not len(self.scheduler)
         if not self.scheduler.stopping:
             assert sorted(self.finished) == self.todo
+            assert not any(worker.read or worker.journals for worker in self.workers.values()), "kept for nothing"
             assert not any(map(self.scheduler.is_suspected, self.blamed))
 
-    def work_off(self, role: str) -> None:
-        """Have the workers of one role do all they can, and be heard; the others rest."""
+    def work_off(self, role: str, but: tuple[Any, ...] = ()) -> None:
+        """Have the workers of one role do all they can (`but` some orders), and be heard; the others rest."""
         for worker in self.of(role):
-            for item in list(worker.todo):
+            for item in [item for item in worker.todo if item not in but]:
                 self.work(worker, item)
             while worker.said:
                 self.hear(worker)
@@ -888,7 +894,7 @@ def test_a_suspected_chunk_is_done_again_before_anything_else_and_all_goes_on_as
     world.start("collector")
     before = len(world.log(Read))
     world.run(unless=lambda: not world.scheduler.is_suspected((suspect.slide, suspect.chunk)))
-    assert (suspect.slide, suspect.chunk) in [(order.slide, order.chunk) for order in world.log(Read)[before : before + 2]]
+    assert world.log(Read)[before][2:] == (suspect.slide, suspect.chunk)
     world.run(unless=lambda: sum(lease.step == "loader" for lease in world.leases.values()) > 2)
     assert len(world.leases) > 2
     world.finish()
@@ -909,19 +915,11 @@ def test_nothing_waits_for_ever_while_something_is_suspected(seed: int) -> None:
 
 
 def test_a_chunk_whose_patient_was_stopped_before_it_is_not_suspected_any_more() -> None:
-    world = world_of([Patient((Slide((1, 1, 1, 1)),), enough=1), *patients(3)], Limits(collector_credits=3), ask=True)
-    collector, writer = world.one("collector"), world.one("writer")
-    world.work_off("writer")
-    for _ in range(3):
-        world.work_off("loader")
-    parcels = list(collector.todo)
-    world.work(collector, parcels[0])
-    world.work(writer, writer.todo[0])
-    world.hear(writer)
-    world.flush()
-    world.work(collector, next(item for item in collector.todo if isinstance(item, AskFinished)))
-    world.kill(collector.name, is_lost=lambda: False, working_on=[parcels[1]])
-    assert not world.scheduler.is_suspected((parcels[1].slide, parcels[1].chunk))
+    world, collector = stopped_after_the_first_of_three_sent_chunks()
+    behind = next(item for item in collector.todo if isinstance(item, Parcel))
+    world.kill(collector.name, is_lost=lambda: False, working_on=[behind])
+    assert world.blamed == {(behind.slide, behind.chunk): 1}
+    assert not world.scheduler.is_suspected((behind.slide, behind.chunk))
     world.finish()
 
 
@@ -939,13 +937,13 @@ def test_what_a_stage_has_been_given_and_has_not_done_can_be_asked() -> None:
     assert waiting() == {"loader": [((0, 0), OPENING)]}
     world.work_off("loader")
     assert waiting() == {"loader": [((0, 0), 0), ((0, 1), OPENING)]}
-    world.work_off("loader")
-    world.work_off("loader")
-    assert waiting() == {"loader": [((0, 1), 0)], "collector": [((0, 0), 0), ((0, 0), 1)]}
+    for _ in range(3):
+        world.work_off("loader")
+    assert waiting() == {"collector": [((0, 0), 0), ((0, 0), 1)]}
     world.work_off("collector")
-    assert waiting() == {"loader": [((0, 1), 0)], "writer": [((0, 0), 0), ((0, 0), 1)]}
+    assert waiting() == {"collector": [((0, 1), 0)], "writer": [((0, 0), 0), ((0, 0), 1)]}
     world.work_off("writer")
-    assert waiting() == {"loader": [((0, 1), 0)], "collector": [((0, 0), 0)]}, "a question that was not answered counts too"
+    assert waiting() == {"collector": [((0, 1), 0), ((0, 0), 0)]}, "a question that was not answered counts too"
     world.run(unless=lambda: bool(world.log(Publish)))
     assert waiting() == {"publisher": [((0, 0), OPENING)]}
     world.finish()
@@ -964,6 +962,14 @@ def test_after_a_stop_nothing_is_begun_and_what_was_sent_is_committed() -> None:
     world.run()
     assert world.scheduler.done
     assert world.journals[0] == {(0, 0), (0, 1)}
+
+
+def test_after_a_stop_no_more_questions_are_asked() -> None:
+    world = sent(world_of(patients(9), Limits(collector_credits=2), ask=True), 2)
+    world.scheduler.stop()
+    world.run()
+    assert world.scheduler.done
+    assert not world.log(AskFinished)
 
 
 def test_a_stop_while_patients_and_slides_are_being_opened_ends_the_run() -> None:
@@ -1046,24 +1052,73 @@ def test_the_question_is_asked_again_when_the_collector_that_was_asked_dies() ->
     world.finish()
 
 
-def test_a_chunk_behind_the_stop_that_is_lost_with_its_collector_does_not_keep_the_patient() -> None:
-    world = world_of([Patient((Slide((1, 1, 1, 1)),), enough=1)], Limits(collector_credits=3), ask=True)
+@pytest.mark.parametrize("role", ["loader", "collector"])
+def test_a_chunk_behind_the_stop_that_is_lost_with_its_worker_does_not_keep_the_patient(role: str) -> None:
+    world, collector = stopped_after_the_first_of_three_sent_chunks()
+    if role == "loader":
+        while collector.said:
+            world.hear(collector)
+        world.flush()
+        world.kill(world.one("loader").name)
+        collector.todo.clear()  # they had not left the loader
+    else:
+        world.kill(collector.name, is_lost=lambda: False)
+    world.start("loader")
+    world.run(unless=lambda: (0, 1) in world.resolved)
+    assert len(world.log(Seal)) == 1
+    world.finish()
+
+
+def test_what_was_not_sent_of_the_chunks_behind_a_stop_is_dropped() -> None:
+    world, collector = stopped_after_the_first_of_three_sent_chunks(loader_credits=4)
+    assert len(world.leases) == 2 + 4
+    world.hear(collector)
+    world.flush()
+    assert len(world.log(Drop)) == 4
+    assert len(world.leases) == 2
+    world.finish()
+
+
+def test_what_was_lost_behind_a_stop_is_not_done_again_while_the_patient_is_still_open() -> None:
+    world, collector = stopped_after_the_first_of_three_sent_chunks()
+    world.hear(collector)
+    world.flush()
+    world.kill(world.one("loader").name)
+    world.start("loader")
+    world.flush()
+    assert not world.log(Seal), "its second slide is still to be opened"
+    world.finish()
+    assert max(world.reads.values()) == 1
+
+
+def stopped_after_the_first_of_three_sent_chunks(loader_credits: int = 1) -> tuple[World, Worker]:
+    """A world whose collector has said, unheard so far, that the first chunk is enough; a second slide is not open yet."""
+    limits = Limits(loader_credits=loader_credits, collector_credits=2, writer_credits=3)
+    world = world_of([Patient((Slide((1,) * 12), Slide((1,))), enough=1)], limits, ask=True)
     collector, writer = world.one("collector"), world.one("writer")
+    second = Resolve(world.one("loader").name, (0, 1))
     world.work_off("writer")
-    world.work_off("loader")
-    world.work_off("loader")
-    world.work_off("loader")
+    for _ in range(3):
+        world.work_off("loader", but=(second,))
     world.work(collector, collector.todo[0])
+    world.hear(collector)
+    world.flush()
+    world.work_off("loader", but=(second,))
+    world.work_off("loader", but=(second,))
     world.work(writer, writer.todo[0])
     world.hear(writer)
     world.flush()
     world.work(collector, next(item for item in collector.todo if isinstance(item, AskFinished)))
-    while collector.said:
-        world.hear(collector)
-    world.flush()
-    assert any(isinstance(item, Parcel) for item in collector.todo)
-    world.kill(collector.name)
+    return world, collector
+
+
+def test_an_answer_that_is_given_twice_counts_once() -> None:
+    world = world_of([Patient((Slide((2, 2, 2)),), enough=None)], ask=True)
+    world.run(unless=lambda: len(world.log(AskFinished)) == 2)
+    world.repeat("finished_answered", (0, 2, False))
+    world.repeat("finished_answered", (0, 2, True))
     world.finish()
+    assert [order.windows_done for order in world.log(AskFinished)] == [2, 4, 6]
 
 
 def test_an_answer_that_comes_while_the_patient_is_opened_anew_counts() -> None:

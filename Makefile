@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test soak lint bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed        ## the heatmap of the bundled real slide, with i
 
 test: $(VENV)/.installed-test   ## the whole suite
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.installed-test   ## KILLS kills at random moments (100), drawn from SEED (another one each time)
+	$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed-lint   ## ruff, mypy on the package, the import contract
 	$(BIN)/ruff check .

@@ -33,6 +33,8 @@ _LONGEST_SOCKET_NAME = 24
 _SHORT_PARENT = "/tmp"
 """Where the sockets' folder is made if the system's temporary folder is too long a path."""
 _CONTROL_MAX_BYTES = 1 << 28
+_QUEUED_CHUNKS = 16
+"""Of one peer, in a data socket: about what credits let be under way. What is more waits where it comes from."""
 _REFUSED_AT_ONCE = 100
 """What is refused must not keep its receiver from other things."""
 
@@ -127,6 +129,8 @@ class Context:
         bound.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         bound.setsockopt(zmq.LINGER, 0)
         bound.setsockopt(zmq.SNDHWM, 0)  # like all that concerns connections, it must be set before there can be any
+        if kind == zmq.PULL:
+            bound.setsockopt(zmq.RCVHWM, _QUEUED_CHUNKS)
         if self.address.transport == "ipc":
             endpoint = f"ipc://{self.address.folder}/{name}"
             bound.bind(endpoint)

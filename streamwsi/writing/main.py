@@ -139,9 +139,10 @@ def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) 
     """The pieces that a message carries. Raises WireError when they are not those of the chunk it names."""
     try:
         index, status = np.frombuffer(payload[0], np.int64), np.frombuffer(payload[1], np.uint8)
-        values = np.frombuffer(payload[2], message.values.dtype).reshape(message.rows, *message.values.shape)
-        if values.dtype.kind not in "biuf" or len(payload) != 3:
-            raise ValueError(f"{len(payload)} parts, values of {values.dtype}")
+        shape = (message.rows, *message.values.shape)
+        values = np.frombuffer(payload[2], message.values.dtype).reshape(shape)
+        if values.shape != shape or values.dtype.kind not in "biuf" or len(payload) != 3:
+            raise ValueError(f"{len(payload)} parts, values of {values.dtype} and {shape}")
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise WireError(f"the parts of the pieces of chunk {message.chunk} do not fit their header: {error}") from error
     chunks = slide.chunks()

@@ -76,6 +76,8 @@ class SlideInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Names of pictures beside the pyramid (label, macro, thumbnail)."""
     reader: str
     """Name of the reader that opened it."""
+    reader_reason: str | None = None
+    """Why it was not a faster one; None where there is none."""
 
     @property
     def dimensions(self) -> tuple[int, int]:

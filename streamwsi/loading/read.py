@@ -5,48 +5,77 @@ In: an open slide, what it was resolved to, a chunk's number.  Out: a BigChunk. 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from streamwsi.chunks import BigChunk
+from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.config import OnBadRegion
 from streamwsi.errors import RegionError
-from streamwsi.geometry import Windows
+from streamwsi.geometry import Int64Array, Windows
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.slides.reader import SlideReader
+from streamwsi.slides.reader import Part, Rectangle, SlideReader
 
 
 def read_chunk(reader: SlideReader, resolved: ResolvedSlide, number: int, on_bad_region: OnBadRegion = "fail") -> BigChunk:
-    """The windows of chunk `number` with their pixels, as one region or packed, whichever is smaller.
+    """The windows of chunk `number` with their pixels: as one region where they overlap, else packed.
 
     Raises RegionError when something cannot be read and `on_bad_region` is ``"fail"``; with ``"skip"``, windows that
     cannot be read on their own are flagged instead.
     """
-    windows = resolved.grid().windows(resolved.chunks().indices(number))
-    origin, extent = _bounding_box(windows)
-    dense = extent[0] * extent[1] <= int(windows.size.prod(axis=1).sum())
-    if dense:
-        try:
-            pixels = reader.read_region(resolved.level, *origin, *extent)
-        except RegionError:
-            if on_bad_region == "fail":
-                raise
-        else:
-            return BigChunk(windows, pixels, origin, np.zeros(len(windows), bool))
-    width, height = windows.size.max(axis=0).tolist()
-    empty = np.zeros((extent[1], extent[0], 3) if dense else (len(windows), height, width, 3), np.uint8)
-    chunk = BigChunk(windows, empty, origin if dense else None, np.zeros(len(windows), bool))
-    _read_each(reader, resolved.level, chunk, on_bad_region)
+    chunk = blank_chunk(resolved, number)
+    try:
+        reader.read_parts(resolved.level, _parts(chunk), own_rectangle(resolved, number))
+    except RegionError:
+        if on_bad_region == "fail":
+            raise
+        _read_each(reader, resolved.level, chunk)
     return chunk
 
 
-def _read_each(reader: SlideReader, level: int, chunk: BigChunk, on_bad_region: OnBadRegion) -> None:
+def blank_chunk(resolved: ResolvedSlide, number: int, memory: UInt8Array | None = None) -> BigChunk:
+    """Chunk `number` with its pixels still to be read, in `memory` ((n,) uint8, large enough) where that is given.
+
+    Pixels are one region where that is smaller than the windows are together, that is, where they overlap.
+    """
+    windows = resolved.grid().windows(resolved.chunks().indices(number))
+    origin, extent = _bounding_box(windows)
+    width, height = windows.size.max(axis=0).tolist()
+    dense = extent[0] * extent[1] < int(windows.size.prod(axis=1).sum())
+    shape = (extent[1], extent[0], 3) if dense else (len(windows), height, width, 3)
+    size = math.prod(shape)
+    pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
+    return BigChunk(windows, pixels.reshape(shape), origin if dense else None, np.zeros(len(windows), bool))
+
+
+def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
+    """What no other chunk has windows on: (left, top, right, bottom) in pixels of the level; beyond the edges where none is."""
+    grid = resolved.grid()
+    first_row, last_row, first_column, last_column = resolved.chunks().bounds(number)
+    beyond = max(grid.extent) + max(grid.kernel)
+
+    def own(starts: Int64Array, kernel: int, first: int, last: int) -> tuple[int, int]:
+        begin = int(starts[first - 1]) + kernel if first else 0
+        return begin, int(starts[last]) if last < len(starts) else beyond
+
+    left, right = own(grid.xs, grid.kernel[0], first_column, last_column)
+    top, bottom = own(grid.ys, grid.kernel[1], first_row, last_row)
+    return left, top, right, bottom
+
+
+def _parts(chunk: BigChunk) -> list[Part]:
+    if chunk.origin is not None:
+        return [(*chunk.origin, chunk.pixels)]
+    starts = chunk.windows.start.tolist()
+    return [(x, y, chunk.pixels_of(row)) for row, (x, y) in enumerate(starts)]
+
+
+def _read_each(reader: SlideReader, level: int, chunk: BigChunk) -> None:
     """Read the windows of a chunk one by one into its pixels; flag those that cannot be read."""
-    for row, window in enumerate(chunk.windows):
+    for row, (x, y) in enumerate(chunk.windows.start.tolist()):
         try:
-            chunk.pixels_of(row)[...] = reader.read_region(level, window.start_x, window.start_y, window.width, window.height)
+            reader.read_into(level, x, y, chunk.pixels_of(row))
         except RegionError:
-            if on_bad_region == "fail":
-                raise
             chunk.skipped[row] = True
 
 

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 import openslide
 from PIL import Image
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.errors import RegionError, SlideError
-from streamwsi.slides.reader import blank
+from streamwsi.slides.reader import Part, Rectangle, TilesRead, blank
 
 _EXACT_PX = 0.95 / 512
 """A region that begins this close to a whole pixel of the level is copied as it is."""
@@ -40,8 +42,8 @@ class OpenSlideReader:
     """A slide opened with OpenSlide; see :class:`streamwsi.slides.reader.SlideReader`."""
 
     def __init__(self, path: str | os.PathLike[str], background: tuple[int, int, int] = (255, 255, 255)) -> None:
-        self._path = Path(path)
-        self._background = background
+        self.path = Path(path)
+        self.background = background
         self._lock = threading.Lock()
         self._closed = False
         self._handle: openslide.OpenSlide | None = self._open()
@@ -50,13 +52,13 @@ class OpenSlideReader:
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
         """The level's own pixels; see :meth:`SlideReader.read_region`."""
         if not 0 <= level < self.info.level_count:
-            raise SlideError(f"{self._path} has no level {level}: it has levels 0 to {self.info.level_count - 1}")
+            raise SlideError(f"{self.path} has no level {level}: it has levels 0 to {self.info.level_count - 1}")
         level_width, level_height = self.info.level_dimensions[level]
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, level_width), min(y + height, level_height)
         if (left, top, right, bottom) == (x, y, x + width, y + height) and max(width, height) <= _LARGEST_READ_PX - _SEARCH_PX:
             return self._read_exact(level, x, y, width, height)
-        pixels = blank(width, height, self._background)
+        pixels = blank(width, height, self.background)
         step = _LARGEST_READ_PX - _SEARCH_PX
         for part_y in range(top, bottom, step):
             for part_x in range(left, right, step):
@@ -65,6 +67,30 @@ class OpenSlideReader:
                     level, part_x, part_y, part_w, part_h
                 )
         return pixels
+
+    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+        """The level's own pixels into `out`; see :meth:`SlideReader.read_into`."""
+        out[...] = self.read_region(level, x, y, out.shape[1], out.shape[0])
+
+    def read_parts(self, level: int, parts: Sequence[Part], own: Rectangle | None = None) -> None:
+        """Several regions at once; see :meth:`SlideReader.read_parts`.
+
+        Neighbours are read as one region, which is faster, where that is not larger than they are together.
+        """
+        left, top = min(x for x, _, _ in parts), min(y for _, y, _ in parts)
+        right = max(x + out.shape[1] for x, _, out in parts)
+        bottom = max(y + out.shape[0] for _, y, out in parts)
+        if len(parts) > 1 and (right - left) * (bottom - top) <= sum(out.shape[0] * out.shape[1] for _, _, out in parts):
+            region = self.read_region(level, left, top, right - left, bottom - top)
+            for x, y, out in parts:
+                out[...] = region[y - top : y - top + out.shape[0], x - left : x - left + out.shape[1]]
+        else:
+            for x, y, out in parts:
+                self.read_into(level, x, y, out)
+
+    def tiles_read(self) -> TilesRead | None:
+        """None: OpenSlide does not say."""
+        return None
 
     def resampled_px(self, level: int) -> float:
         """Largest shift against the level read whole; 0 where every region can begin at an exact place."""
@@ -113,7 +139,7 @@ class OpenSlideReader:
     def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8Array:
         with self._lock:
             if self._closed:
-                raise SlideError(f"{self._path} is closed")
+                raise SlideError(f"{self.path} is closed")
             handle = self._handle = self._handle or self._open()
         try:
             return self._compose(handle.read_region(location, level, size))
@@ -127,7 +153,7 @@ class OpenSlideReader:
             return self._compose(fresh.read_region(location, level, size))
         except openslide.OpenSlideError as error:
             raise RegionError(
-                f"{self._path}: level {level} cannot be read at {location} (level-0 pixels), {size[0]} x {size[1]} px: {error}"
+                f"{self.path}: level {level} cannot be read at {location} (level-0 pixels), {size[0]} x {size[1]} px: {error}"
             ) from error
         finally:
             fresh.close()
@@ -140,21 +166,21 @@ class OpenSlideReader:
     def _compose(self, picture: Image.Image) -> UInt8Array:
         if picture.getchannel("A").getextrema() == (255, 255):
             return np.asarray(picture.convert("RGB"))
-        canvas = Image.new("RGB", picture.size, self._background)
+        canvas = Image.new("RGB", picture.size, self.background)
         canvas.paste(picture, mask=picture)
         return np.asarray(canvas)
 
     def _open(self) -> openslide.OpenSlide:
         try:
-            with open(self._path, "rb"):
+            with open(self.path, "rb"):
                 pass  # OpenSlide would call a file that may not be read one of unknown format
-            return openslide.OpenSlide(self._path)
+            return openslide.OpenSlide(self.path)
         except FileNotFoundError as error:
-            raise SlideError(f"{self._path} does not exist") from error
+            raise SlideError(f"{self.path} does not exist") from error
         except openslide.OpenSlideUnsupportedFormatError as error:
-            raise SlideError(f"{self._path} is not in a format that OpenSlide reads, or it is damaged") from error
+            raise SlideError(f"{self.path} is not in a format that OpenSlide reads, or it is damaged") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"{self._path} cannot be opened: {getattr(error, 'strerror', error)}") from error
+            raise SlideError(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
 
 
 @lru_cache(maxsize=64)
@@ -164,10 +190,22 @@ def _snap_table(extent_px: int, downsample: float) -> tuple[np.ndarray, float]:
     Returns (extent,) int64, and the shift in pixels: 0 where an exact place lies close enough before every pixel.
     """
     places = np.arange(extent_px, dtype=np.int64)
-    shift = np.abs(np.rint(places * downsample) / downsample - places)
+    shift = _shift_px(places, downsample)
     exact = np.maximum.accumulate(np.where(shift <= _EXACT_PX, places, 0))
     far = places - exact > _SEARCH_PX
     return np.where(far, places, exact), float(shift[far].max(initial=0.0))
+
+
+def is_exact(places: npt.NDArray[np.int64], downsample: float) -> npt.NDArray[np.bool_]:
+    """Whether OpenSlide copies a region of a level that begins at these pixels of it, and does not resample it."""
+    exact: npt.NDArray[np.bool_] = _shift_px(places, downsample) <= _EXACT_PX
+    return exact
+
+
+def _shift_px(places: npt.NDArray[np.int64], downsample: float) -> npt.NDArray[np.float64]:
+    """How far, in pixels of the level, the level-0 pixel nearest to each place lies from it."""
+    shift: npt.NDArray[np.float64] = np.abs(np.rint(places * downsample) / downsample - places)
+    return shift
 
 
 def _describe(handle: openslide.OpenSlide) -> SlideInfo:

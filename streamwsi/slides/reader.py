@@ -5,18 +5,38 @@ In: a path.  Out: a SlideReader.  Readers give the level's own pixels; nothing h
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.dataset import SlideInfo
-from streamwsi.errors import ConfigError
+from streamwsi.errors import ConfigError, SlideError
+from streamwsi.slides.tile_cache import TileCache
 
-READERS = ("auto", "openslide")
+READERS = ("auto", "openslide", "tiff")
 """Names that :func:`open_slide` knows."""
+_log = logging.getLogger(__name__)
+
+Part = tuple[int, int, UInt8Array]
+"""(x, y, out): a region of a level, in its pixels, and where its pixels go: (height, width, 3) uint8, of any strides whose last
+two axes are contiguous."""
+Rectangle = tuple[int, int, int, int]
+"""(left, top, right, bottom), in pixels of a level."""
+
+
+class TilesRead(NamedTuple):
+    """What a reader has decoded so far."""
+
+    decoded: int
+    """Tiles, counted as often as they were decoded."""
+    seen: bytes
+    """A bit for each tile of each level: whether it was ever read."""
 
 
 class SlideReader(Protocol):
@@ -50,6 +70,24 @@ class SlideReader(Protocol):
         """
         ...
 
+    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+        """As :meth:`read_region`, into `out`: (height, width, 3) uint8, of any strides whose last two axes are contiguous.
+
+        All of it is written to. After an error it holds anything.
+        """
+        ...
+
+    def read_parts(self, level: int, parts: Sequence[Part], own: Rectangle | None = None) -> None:
+        """Several regions at once, each as :meth:`read_into`; what they share is decoded once.
+
+        `own` is what nobody will read again: what lies beyond it is worth keeping for whoever reads next to it.
+        """
+        ...
+
+    def tiles_read(self) -> TilesRead | None:
+        """How many tiles were decoded, and which; None where that is not known."""
+        ...
+
     def resampled_px(self, level: int) -> float:
         """Largest shift, in pixels of the level, of what `read_region` gives against the level read whole; 0: exact."""
         ...
@@ -70,17 +108,42 @@ class SlideReader(Protocol):
 
 
 def open_slide(
-    path: str | os.PathLike[str], reader: str = "auto", background: tuple[int, int, int] = (255, 255, 255)
+    path: str | os.PathLike[str],
+    reader: str = "auto",
+    background: tuple[int, int, int] = (255, 255, 255),
+    cache: TileCache | None = None,
 ) -> SlideReader:
-    """Open a slide with the reader called `reader` (``auto``: the one that fits).
+    """Open a slide with the reader called `reader`.
 
-    Raises SlideError when the slide is missing or cannot be opened, ConfigError for an unknown reader.
+    ``auto`` decodes tiles directly where the slide is made of them and the pixels are proven to be OpenSlide's, and leaves
+    every other slide to OpenSlide; ``info.reader_reason`` says why. `cache` keeps tiles that are needed again.
+
+    Raises SlideError when the slide is missing or cannot be opened (or, with ``"tiff"``, not by decoding tiles), ConfigError
+    for an unknown reader.
     """
     if reader not in READERS:
         raise ConfigError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
     from streamwsi.slides.openslide import OpenSlideReader
 
-    return OpenSlideReader(path, background)
+    through = OpenSlideReader(path, background)
+    if reader == "openslide":
+        return through
+    from streamwsi.slides.proof import DifferingError, prove
+    from streamwsi.slides.tiff import TiffReader
+    from streamwsi.slides.tile_codecs import UnfitError
+
+    try:
+        direct = TiffReader(through, cache)
+        prove(direct)
+        return direct
+    except (UnfitError, DifferingError) as error:
+        reason = f"its tiles are not decoded directly: {error}"
+        if reader == "tiff":
+            through.close()
+            raise SlideError(f"{os.fspath(path)}: {reason}") from error
+        _log.log(logging.WARNING if isinstance(error, DifferingError) else logging.INFO, "%s: %s", os.fspath(path), reason)
+    through.info = msgspec.structs.replace(through.info, reader_reason=reason)
+    return through
 
 
 def blank(width: int, height: int, background: tuple[int, int, int]) -> UInt8Array:

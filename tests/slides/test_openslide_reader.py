@@ -62,12 +62,12 @@ class TestOpenSlideReader(ReaderContract):
         assert all(np.array_equal(other, pixels[0]) for other in pixels)
 
 
-@pytest.mark.parametrize("name", ["auto", "openslide"])
-def test_a_slide_is_opened_by_the_readers_name(bundled, name):
+@pytest.mark.parametrize(("name", "reader_name"), [("auto", "tiff"), ("tiff", "tiff"), ("openslide", "openslide")])
+def test_a_slide_is_opened_by_the_readers_name(bundled, name, reader_name):
     with open_slide(bundled, name) as reader:
-        assert reader.info.reader == "openslide"
+        assert reader.info.reader == reader_name and reader.info.reader_reason is None
 
 
 def test_an_unknown_reader_is_refused_and_the_known_ones_named(bundled):
-    with pytest.raises(ConfigError, match="reader must be one of auto, openslide, got 'magic'"):
+    with pytest.raises(ConfigError, match="reader must be one of auto, openslide, tiff, got 'magic'"):
         open_slide(bundled, "magic")

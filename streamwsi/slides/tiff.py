@@ -1,0 +1,202 @@
+"""Slides that are tiled TIFF files, their tiles decoded directly.
+
+In: a slide that OpenSlide has opened.  Out: level regions, RGB, exact everywhere.  What a slide is (levels, downsamples,
+properties), how its damaged tiles fail and how its missing ones look is OpenSlide's; whatever is no plain tile is asked of it.
+
+A tile is decoded once for all the windows that are read together, straight into its place where that is one piece of memory,
+and else pasted there. Tiles that other chunks need too are kept in a cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.chunks import UInt8Array
+from streamwsi.errors import SlideError
+from streamwsi.slides.openslide import OpenSlideReader
+from streamwsi.slides.reader import Part, Rectangle, TilesRead
+from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
+from streamwsi.slides.tile_cache import TileCache
+
+_CACHE_BYTES = 1 << 26
+"""Of a reader that has a cache of its own."""
+_numbers = itertools.count()
+"""Readers are told apart in a cache that they share."""
+
+
+class _File:
+    """A file that is closed when the last thread has let go of it: a number in use must not come to mean another file."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._seeking = threading.Lock()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes; fewer where the file ends."""
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, size, offset)
+        with self._seeking:  # Windows
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class TiffReader:
+    """A tiled TIFF slide; see :class:`streamwsi.slides.reader.SlideReader`.
+
+    Takes over a slide that OpenSlide has opened, unless it raises UnfitError: its tiles cannot be decoded here.
+    """
+
+    def __init__(self, openslide: OpenSlideReader, cache: TileCache | None = None) -> None:
+        self.openslide = openslide
+        """The same slide through OpenSlide."""
+        self.levels = tiff_levels(openslide.path, openslide.info)
+        """Where the tiles of each level lie."""
+        self.info = msgspec.structs.replace(openslide.info, reader="tiff")
+        self._file: _File | None = _File(openslide.path)
+        self._cache = cache if cache is not None else TileCache(_CACHE_BYTES)
+        self._number = next(_numbers)
+        self._scratch = threading.local()
+        self._lock = threading.Lock()
+        self.count_afresh()
+
+    def count_afresh(self) -> None:
+        """Forget what was counted of the tiles read."""
+        self._decoded = 0
+        self._seen = [np.zeros(level.shape, bool) for level in self.levels]
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+        """The level's own pixels; see :meth:`SlideReader.read_region`."""
+        pixels = np.empty((height, width, 3), np.uint8)
+        self.read_parts(level, [(x, y, pixels)])
+        return pixels
+
+    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+        """The level's own pixels into `out`; see :meth:`SlideReader.read_into`."""
+        self.read_parts(level, [(x, y, out)])
+
+    def read_parts(self, level: int, parts: Sequence[Part], own: Rectangle | None = None) -> None:
+        """Several regions at once; see :meth:`SlideReader.read_parts`."""
+        if not 0 <= level < len(self.levels):
+            raise SlideError(f"{self.openslide.path} has no level {level}: it has levels 0 to {len(self.levels) - 1}")
+        file = self._file
+        if file is None:
+            raise SlideError(f"{self.openslide.path} is closed")
+        place = self.levels[level]
+        decoded = 0
+        for (row, column), users in self._tiles_of(place, parts).items():
+            decoded += self._paste(file, level, row, column, users, own)
+            self._seen[level][row, column] = True
+        with self._lock:
+            self._decoded += decoded
+
+    def resampled_px(self, level: int) -> float:
+        """0: tiles are never resampled."""
+        return 0.0
+
+    def thumbnail(self, longest_px: int) -> UInt8Array:
+        """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
+        return self.openslide.thumbnail(longest_px)
+
+    def tiles_read(self) -> TilesRead:
+        """How many tiles were decoded, and which; see :meth:`SlideReader.tiles_read`."""
+        seen = np.concatenate([level.ravel() for level in self._seen])
+        return TilesRead(self._decoded, np.packbits(seen).tobytes())
+
+    def close(self) -> None:
+        """Let go of the file; reads that are under way end as if nothing had happened."""
+        self._file = None
+        self.openslide.close()
+        self._cache.forget(self._number)
+
+    def __enter__(self) -> TiffReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _tiles_of(self, level: TiffLevel, parts: Sequence[Part]) -> dict[tuple[int, int], list[Part]]:
+        """The tiles that parts touch, row by row, each with those parts; what lies outside the level is made background."""
+        (width, height), (tile_w, tile_h) = level.extent, level.tile
+        users: dict[tuple[int, int], list[Part]] = {}
+        for part in parts:
+            x, y, out = part
+            right, bottom = x + out.shape[1], y + out.shape[0]
+            if x < 0 or y < 0 or right > width or bottom > height:
+                out[...] = self.openslide.background
+            for row in range(max(y, 0) // tile_h, -(-min(bottom, height) // tile_h)):
+                for column in range(max(x, 0) // tile_w, -(-min(right, width) // tile_w)):
+                    users.setdefault((row, column), []).append(part)
+        return users
+
+    def _paste(self, file: _File, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> int:
+        """Put a tile where it is wanted; returns how many tiles were decoded for it, 0 or 1."""
+        level = self.levels[number]
+        tile_w, tile_h = level.tile
+        left, top = column * tile_w, row * tile_h
+        right, bottom = min(left + tile_w, level.extent[0]), min(top + tile_h, level.extent[1])
+        targets = []
+        for x, y, out in users:
+            from_x, from_y = max(left, x), max(top, y)
+            to_x, to_y = min(right, x + out.shape[1]), min(bottom, y + out.shape[0])
+            target = out[from_y - y : to_y - y, from_x - x : to_x - x]
+            targets.append((target, slice(from_y - top, to_y - top), slice(from_x - left, to_x - left)))
+        if level.empty[row, column]:
+            for target, _, _ in targets:
+                target[...] = self.openslide.background
+            return 0
+        decoded = 1
+        if own is not None and not (own[0] <= left and own[1] <= top and right <= own[2] and bottom <= own[3]):
+            decoded = 0
+
+            def decode() -> UInt8Array:
+                nonlocal decoded
+                decoded = 1
+                return self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
+
+            tile = self._cache.get((self._number, number, row, column), decode)
+        elif len(targets) == 1 and targets[0][0].shape == (tile_h, tile_w, 3) and targets[0][0].flags.c_contiguous:
+            self._decode(file, number, row, column, targets[0][0])
+            return 1
+        else:
+            tile = self._decode(file, number, row, column, self._scratch_of(level))
+        for target, rows, columns in targets:
+            target[...] = tile[rows, columns]
+        return decoded
+
+    def _decode(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
+        """Decode a tile into `out`, (tile height, tile width, 3); what lies beyond the level is undefined."""
+        level = self.levels[number]
+        if not level.foreign[row, column]:
+            sizes = level.sizes[row, column].tolist()
+            parts = [file.read(offset, size) for offset, size in zip(level.offsets[row, column].tolist(), sizes, strict=True)]
+            try:
+                if [len(part) for part in parts] != sizes:
+                    raise EOFError("the file ends within it")
+                level.decode(parts, out)
+                return out
+            except Exception:  # noqa: BLE001 - codecs raise what they like; OpenSlide has the last word on a damaged tile
+                pass
+        left, top = column * level.tile[0], row * level.tile[1]
+        width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
+        out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
+        return out
+
+    def _scratch_of(self, level: TiffLevel) -> npt.NDArray[np.uint8]:
+        """Room for one tile, each thread's own."""
+        tiles: dict[tuple[int, int], UInt8Array] = self._scratch.__dict__.setdefault("tiles", {})
+        if level.tile not in tiles:
+            tiles[level.tile] = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+        return tiles[level.tile]

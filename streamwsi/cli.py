@@ -112,6 +112,8 @@ def main() -> None:
     "--grace", type=float, default=10.0, show_default=True, help="Seconds to finish what is in flight after a signal."
 )
 @click.option("--transport", type=click.Choice(["auto", "ipc", "tcp"]), default="auto", show_default=True)
+@click.option("--tcp-host", default="127.0.0.1", show_default=True, help="Where --transport tcp listens.")
+@click.option("--key-dir", type=click.Path(file_okay=False), help="Keys for --transport tcp, from 'streamwsi keys'.")
 @click.option("--durability", type=click.Choice(["process", "power"]), default="process", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Remove what an earlier run left in the folder, and start afresh.")
 @click.option("--quiet", is_flag=True, help="Show nothing while running.")
@@ -153,6 +155,8 @@ def heatmap(slides: tuple[str, ...], out: str, **options: Any) -> int:
         stall_timeout_s=options["stall_timeout"],
         grace_s=options["grace"],
         transport=options["transport"],
+        tcp_host=options["tcp_host"],
+        key_dir=options["key_dir"],
         durability=options["durability"],
         quiet=options["quiet"],
         overwrite=options["overwrite"],
@@ -225,6 +229,16 @@ def render(path: str, **options: Any) -> None:
             click.echo(picture)
     else:
         click.echo(render_file(path, target, **options))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(file_okay=False))
+def keys(folder: str) -> None:
+    """Make keys in FOLDER, for runs with --transport tcp that listen beyond loopback; only their owner can read them."""
+    from streamwsi.wire.keys import write_keys
+
+    write_keys(Path(folder))
+    click.echo(f"keys made in {folder}: give it as --key-dir, and keep it to yourself")
 
 
 @cli.command()

@@ -73,7 +73,11 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float = 10.0
     """How long what is in flight may take to finish and be committed once the run is told to stop."""
     transport: Transport = "auto"
-    """``ipc``: sockets in a private folder; ``tcp``: loopback under CURVE; ``auto``: ipc where the system has it."""
+    """``ipc``: sockets in a private folder; ``tcp``: under CURVE; ``auto``: ipc where the system has it."""
+    tcp_host: str = "127.0.0.1"
+    """Where ``tcp`` sockets listen. Beyond loopback only with keys that the user gives."""
+    key_dir: str | None = None
+    """The folder of those keys; None: keys made for the run."""
     durability: Durability = "process"
     """What a commit survives. ``process``: the end of any process, however it ends; a loss of power may take the last commits
     with it, which are then done again. ``power``: a loss of power too, at the price of a sync for every commit. Files that have

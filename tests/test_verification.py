@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ import h5py
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import streamwsi as sw
+from streamwsi.cli import cli
 from streamwsi.config import OutputOptions
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import PublishedPatient, checksum_of
@@ -147,6 +150,60 @@ def test_gathered_results_are_verified(bundled: Path, tmp_path: Path) -> None:
     assert not verdict.problems and verdict.file == "p.result"
     flip(tmp_path / "p.result")
     assert sw.verify(tmp_path)[0].problems
+
+
+def unreadable(path: Path) -> None:
+    """Cut off in the middle of its rows."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def no_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("fmt", ["csv", "h5"])
+@pytest.mark.parametrize("damage", [unreadable, no_file])
+def test_a_file_that_cannot_be_read_to_its_end_is_found_though_the_checksum_fits(
+    folder: Path, fmt: str, damage: Callable[[Path], None]
+) -> None:
+    damage(folder / fmt / f"p.{fmt}")
+    forge(folder / fmt)
+    assert problems(folder / fmt)
+
+
+def add(path: Path) -> None:
+    """A row more than there are windows."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1].replace(",107,", ",108,")]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (lambda path: None, 0, "2 of 2 patients are whole"),
+        (truncate, 1, "1 of 2 patients are whole"),
+        (flip, 1, "p: p.csv has changed since its publication"),
+        (add, 1, "p: p.csv has "),
+        (Path.unlink, 1, "p: not finished"),
+    ],
+    ids=["whole", "truncated", "flipped", "row-added", "missing"],
+)
+def test_the_command_says_what_is_wrong_and_ends_with_0_only_if_nothing_is(
+    folder: Path, damage: Callable[[Path], None], code: int, message: str
+) -> None:
+    damage(folder / "csv" / "p.csv")
+    done = CliRunner().invoke(cli, ["verify", str(folder / "csv")], standalone_mode=False)
+    assert done.return_value == code and message in done.output
+    assert [line.split()[-1] for line in done.output.splitlines()[1:3]] == ["WRONG" if code else "ok", "ok"]
+    as_json = CliRunner().invoke(cli, ["verify", str(folder / "csv"), "--json"], standalone_mode=False)
+    assert as_json.return_value == code
+    assert [bool(verdict["problems"]) for verdict in json.loads(as_json.output)] == [bool(code), False]
+
+
+def test_a_row_that_no_window_has_is_found_though_the_checksum_fits(folder: Path) -> None:
+    add(folder / "csv" / "p.csv")
+    forge(folder / "csv")
+    assert problems(folder / "csv")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec, decode_result
 from streamwsi.wire import messages
 from streamwsi.wire.blackbox import make_box
-from streamwsi.wire.channels import Address, Context, ControlServer, Poll, Wakeup, make_address, remove_address
+from streamwsi.wire.channels import Context, ControlServer, Poll, Wakeup, make_address, remove_address
+from streamwsi.wire.keys import RunKeys
 from streamwsi.wire.messages import Clock, Message, PatientRef
 from streamwsi.writing.journal import remove_journal
 from streamwsi.writing.layout import write_whole
@@ -82,6 +83,8 @@ class Job:
     gathers: bool
     writing: WritingOptions
     execution: Execution
+    keys: RunKeys | None
+    """Those that the user gives; None: they are made for the run."""
     quiet: bool
 
 
@@ -155,12 +158,12 @@ class Driver:
     def _run_workers(self) -> None:
         wakeup = Wakeup()
         self._wakeup = wakeup
-        address = make_address(self._job.execution.transport)
+        address = make_address(self._job.execution.transport, self._job.execution.tcp_host, self._job.keys)
         self._processes = Processes(wakeup.set)
         try:
             with Context(address) as context:
                 self._control = ControlServer(context)
-                self._address = Address(address.transport, address.folder, address.keys, self._control.endpoint)
+                self._address = msgspec.structs.replace(address, driver=self._control.endpoint)
                 self._poll = Poll(self._control, wakeup)
                 try:
                     self._start_workers()

@@ -6,7 +6,9 @@ In: options.  Out: a report.  Everything is checked before anything starts.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from streamwsi.collecting.collector import StreamCollector, overrides
@@ -19,6 +21,8 @@ from streamwsi.loading.sliding_window import SlidingWindowLoader
 from streamwsi.pipeline.driver import Driver, Job
 from streamwsi.pipeline.folder import OutputFolder, clear_folder
 from streamwsi.pipeline.report import Report
+from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
+from streamwsi.wire.keys import read_keys
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.main import WritingOptions
 from streamwsi.writing.run_file import RunFile
@@ -57,7 +61,11 @@ class Pipeline:
     grace_s
         How long what is in flight may take to be committed after a signal.
     transport
-        ``"auto"``, ``"ipc"`` or ``"tcp"`` (loopback, encrypted).
+        ``"auto"``, ``"ipc"`` or ``"tcp"`` (encrypted).
+    tcp_host
+        Where ``"tcp"`` listens: an address or a name of this machine. Beyond loopback it takes `key_dir`.
+    key_dir
+        A folder of keys for ``"tcp"``, made by ``streamwsi keys``; by default keys are made for the run.
     durability
         What a commit survives: the end of any process (``"process"``), or a loss of power too (``"power"``).
     quiet
@@ -89,6 +97,8 @@ class Pipeline:
         stall_timeout_s: float = 1800.0,
         grace_s: float = 10.0,
         transport: Transport = "auto",
+        tcp_host: str = LOOPBACK,
+        key_dir: str | os.PathLike[str] | None = None,
         durability: Durability = "process",
         quiet: bool = False,
         overwrite: bool = False,
@@ -110,6 +120,7 @@ class Pipeline:
         collectors = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
         if len(names) > collectors:
             raise ConfigError(f"devices {names} are more than the {collectors} collectors they are dealt to")
+        _check_host(transport, tcp_host, key_dir)
         loaders = _count(loaders, "loaders")
         threads = max(1, available_cpus() // loaders) if threads is None else _count(threads, "threads")
         self._loader, self._collector, self._writer = loader, collector, writer
@@ -131,6 +142,8 @@ class Pipeline:
             stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s"),
             grace_s=at_least(grace_s, 0, "grace_s"),
             transport=one_of(transport, ("auto", "ipc", "tcp"), "transport"),
+            tcp_host=tcp_host,
+            key_dir=None if key_dir is None else os.path.abspath(key_dir),
             durability=one_of(durability, ("process", "power"), "durability"),
         )
 
@@ -153,6 +166,9 @@ class Pipeline:
         shipped_level = ship(loader.level, "the level callable") if level_is_callable else None
         shipped = ship(self._collector, f"collector {collector_name(self._collector)}")
         kernel_px = loader.kernel_size[0] * loader.kernel_size[1]
+        keys = None if self._execution.key_dir is None else read_keys(Path(self._execution.key_dir))
+        if self._execution.transport == "tcp":
+            bindable(self._execution.tcp_host)
         layout = Layout.of(writer.options)
         if self._overwrite:
             clear_folder(layout)
@@ -185,6 +201,7 @@ class Pipeline:
                 gathers=self._collector.mode != "stream",
                 writing=WritingOptions(output=writer.options, durability=self._execution.durability),
                 execution=self._execution,
+                keys=keys,
                 quiet=self._quiet,
             )
             return Driver(job, folder).run()
@@ -215,6 +232,15 @@ def _check_collector(collector: StreamCollector) -> None:
     for method in filter(None, ("process", needed)):
         if not overrides(collector, method):
             raise ConfigError(f"{type(collector).__name__} has mode {collector.mode!r} and must define {method}")
+
+
+def _check_host(transport: Transport, tcp_host: str, key_dir: str | os.PathLike[str] | None) -> None:
+    if not isinstance(tcp_host, str) or not tcp_host:
+        raise ConfigError(f"tcp_host must be an address or a name of this machine, got {tcp_host!r}")
+    for value, default, name in ((tcp_host, LOOPBACK, "tcp_host"), (key_dir, None, "key_dir")):
+        if transport != "tcp" and value != default:
+            raise ConfigError(f"{name} {value!r} goes with transport 'tcp', got {transport!r}")
+    refuse_open_host(tcp_host, key_dir is not None)
 
 
 def _columns(collector: StreamCollector) -> tuple[str, ...] | None:

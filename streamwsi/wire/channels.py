@@ -23,6 +23,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from streamwsi.errors import ConfigError, WireError
+from streamwsi.wire import hosts
 from streamwsi.wire.keys import RunKeys
 from streamwsi.wire.messages import AnyMessage, Codec, Message
 
@@ -49,19 +50,25 @@ class Address(msgspec.Struct, frozen=True):
     keys: RunKeys
     driver: str = ""
     """Endpoint of the driver."""
+    host: str = hosts.LOOPBACK
+    """Where ``tcp`` sockets listen, in numbers."""
 
 
-def make_address(transport: str) -> Address:
+def make_address(transport: str, host: str = hosts.LOOPBACK, keys: RunKeys | None = None) -> Address:
     """A new address: a private folder (mode 0700) for ``ipc``, keys for either.
 
-    ``auto`` is ``ipc`` where the system has it. Raises ConfigError when no folder can be made whose path is short enough.
+    ``auto`` is ``ipc`` where the system has it; `host` and `keys` are those of ``tcp``, by default this machine's loopback and
+    keys made for the run. Raises ConfigError when no folder can be made whose path is short enough, when nothing can listen on
+    the host, and when others could reach it and no keys are given.
     """
     if transport == "auto":
         transport = "ipc" if zmq.has("ipc") and sys.platform != "win32" else "tcp"
     if transport == "tcp":
         if not zmq.has("curve"):
             raise ConfigError("transport 'tcp' needs a ZeroMQ built with CURVE; this one has none: use 'ipc'")
-        return Address("tcp", "", RunKeys.make(curve=True))
+        hosts.refuse_open_host(host, keys is not None)
+        of_run = RunKeys.make(curve=True) if keys is None else keys.of_one_run()
+        return Address("tcp", "", of_run, host=hosts.bindable(host))
     refusals = []
     for parent in (None, _SHORT_PARENT):
         try:
@@ -141,8 +148,10 @@ class Context:
         bound.curve_secretkey = keys.server_secret
         bound.curve_publickey = keys.server_public
         bound.setsockopt(zmq.ZAP_DOMAIN, b"streamwsi")
-        port = bound.bind_to_random_port("tcp://127.0.0.1")
-        return bound, f"tcp://127.0.0.1:{port}"
+        host = self.address.host
+        bound.setsockopt(zmq.IPV6, ":" in host)
+        port = bound.bind_to_random_port(hosts.endpoint(host))
+        return bound, hosts.endpoint(hosts.reachable(host), port)
 
     def connect(self, kind: int, endpoint: str, name: str = "") -> zmq.Socket[bytes]:
         """A connected socket; `name` is what a ROUTER knows it by."""
@@ -156,6 +165,7 @@ class Context:
             connected.curve_serverkey = keys.server_public
             connected.curve_publickey = keys.client_public
             connected.curve_secretkey = keys.client_secret
+            connected.setsockopt(zmq.IPV6, "[" in endpoint)
         connected.connect(endpoint)
         return connected
 

@@ -71,7 +71,8 @@ def test_an_exception_in_a_collector_ends_the_run_with_its_traceback(
     if where == "process":
         assert "slide 's'" in text and "windows" in text and "level-0" in text
     assert caught.value.exit_code == 3
-    assert json.loads((tmp_path / "report.json").read_text())["state"] == "broken off"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "broken off" and report["restarts"] == 0
 
 
 def test_an_exception_in_a_level_callable_ends_the_run(one_patient: sw.Dataset, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from streamwsi.errors import WireError
 from streamwsi.values import ValueSpec
 from streamwsi.wire import messages
 from streamwsi.wire.channels import Address, Context, ControlServer, DataOutputs, Poll, make_address, remove_address
-from streamwsi.wire.keys import RunKeys
+from streamwsi.wire.keys import RunKeys, read_keys, write_keys
 from streamwsi.wire.messages import Codec, Hello, Pieces, Stop
 from streamwsi.wire.seat import Seat
 from streamwsi.writing.journal import Journal
@@ -220,11 +220,14 @@ def attack(targets: list[Target], encrypted: bool, held: contextlib.ExitStack) -
     return through
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize(("transport", "host"), [("ipc", ""), ("tcp", "127.0.0.1"), ("tcp", "127.0.0.2")])
 def test_a_run_under_attack_gives_what_it_gives_when_left_alone(
-    slow: tuple[list[str], Path], undisturbed: bytes, tmp_path: Path, transport: str
+    slow: tuple[list[str], Path], undisturbed: bytes, tmp_path: Path, transport: str, host: str
 ) -> None:
     command, now = slow
+    if host == "127.0.0.2":  # as beyond loopback, without leaving this machine
+        write_keys(tmp_path / "keys")
+        command = [*command, "--tcp-host", host, "--key-dir", str(tmp_path / "keys")]
     out = tmp_path / "out"
     with tempfile.TemporaryDirectory(dir="/tmp") as own, contextlib.ExitStack() as held:
         process = subprocess.Popen(
@@ -240,7 +243,7 @@ def test_a_run_under_attack_gives_what_it_gives_when_left_alone(
         wait_for(lambda: any(path.stat().st_size > 60_000 for path in out.glob(".journal/*.sqlite-wal")), PATIENCE_S)
         targets = listening(process, transport, Path(own))
         assert sorted(target.role for target in targets) == ["collector", "collector", "driver", "writer"]
-        assert all(target.family == socket.AF_UNIX or target.address[0] == "127.0.0.1" for target in targets)
+        assert all(target.family == socket.AF_UNIX or target.address[0] == host for target in targets)
         held.enter_context(many_files())
         with measured(process.pid) as samples_mb:
             through = attack(targets, transport == "tcp", held)
@@ -478,27 +481,35 @@ class Failing(sw.StreamCollector):
         raise ValueError(f"not {batch.patient.id}")
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize(("transport", "given"), [("ipc", False), ("tcp", False), ("tcp", True)])
 def test_secrets_show_nowhere(
     one_patient: sw.Dataset,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     transport: str,
+    given: bool,
 ) -> None:
     keys: list[RunKeys] = []
-    make = RunKeys.make
+    make, of_one_run = RunKeys.make, RunKeys.of_one_run
 
-    def kept(curve: bool) -> RunKeys:
-        keys.append(make(curve))
-        return keys[-1]
+    def kept(made: RunKeys) -> RunKeys:
+        keys.append(made)
+        return made
 
-    monkeypatch.setattr(RunKeys, "make", kept)
+    options: dict[str, Any] = {"transport": transport}
+    if given:
+        options |= {"tcp_host": "127.0.0.2", "key_dir": tmp_path_factory.mktemp("given") / "keys"}
+        write_keys(options["key_dir"])
+        monkeypatch.setattr(RunKeys, "of_one_run", lambda given: kept(of_one_run(given)))
+    else:
+        monkeypatch.setattr(RunKeys, "make", lambda curve: kept(make(curve)))
     seen: dict[str, bytes] = {}
     with watched(seen):
-        run(one_patient, tmp_path / "good", sw.MeanCollector(), transport=transport)
+        run(one_patient, tmp_path / "good", sw.MeanCollector(), **options)
         with pytest.raises(sw.CollectorError) as caught:
-            run(one_patient, tmp_path / "bad", Failing(), transport=transport)
+            run(one_patient, tmp_path / "bad", Failing(), **options)
     assert {"loader", "collector", "writer", "publisher"} <= {name.partition(" ")[0] for name in seen}
     shown = {
         **{str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()},
@@ -508,6 +519,8 @@ def test_secrets_show_nowhere(
     }
     assert any(name.endswith("run.json") for name in shown) and any(name.endswith("report.json") for name in shown)
     assert len(keys) == 2 and len({key.message_key for key in keys}) == 2
+    if given:
+        keys.append(read_keys(options["key_dir"]))
     secrets = [key.message_key for key in keys]
     if transport == "tcp":
         secrets += [

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -24,7 +25,7 @@ from streamwsi.chunks import BigChunk
 from streamwsi.errors import ConfigError, WireError
 from streamwsi.geometry import Grid
 from streamwsi.values import ValueSpec
-from streamwsi.wire import channels
+from streamwsi.wire import channels, hosts
 from streamwsi.wire.channels import (
     Address,
     Context,
@@ -77,9 +78,10 @@ def ipc() -> Iterator[Address]:
     remove_address(made)
 
 
-@pytest.fixture
-def tcp() -> Address:
-    return make_address("tcp")
+@pytest.fixture(params=["made", "given"])
+def tcp(request: pytest.FixtureRequest) -> Address:
+    """With keys made for the run; with given ones, on another address, as beyond loopback."""
+    return make_address("tcp") if request.param == "made" else make_address("tcp", "127.0.0.2", RunKeys.make(curve=True))
 
 
 class Driver:
@@ -423,9 +425,35 @@ def test_a_data_socket_is_closed_to_clients_without_the_runs_curve_keys(tcp: Add
         assert [message for message, _ in arrivals(data)] == [PIECES]
 
 
-def test_tcp_sockets_listen_on_loopback_only(tcp: Address) -> None:
-    with driver_at(tcp) as driver:
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_tcp_sockets_listen_where_they_are_told_and_nowhere_else(host: str) -> None:
+    if host == "::1" and not any(found.address == host for of_one in psutil.net_if_addrs().values() for found in of_one):
+        pytest.skip("this machine has no IPv6 loopback")
+    with driver_at(make_address("tcp", host, RunKeys.make(curve=True))) as driver:
+        driver.worker("loader-0.1")
+        listening = [at for at in psutil.Process().net_connections("tcp") if at.status == psutil.CONN_LISTEN]
+        assert {at.laddr.ip for at in listening} == {host}
+        assert driver.control.endpoint == hosts.endpoint(host, listening[0].laddr.port)
+
+
+def test_tcp_sockets_listen_on_loopback_unless_told_otherwise() -> None:
+    with driver_at(make_address("tcp")) as driver:
         assert driver.control.endpoint.startswith("tcp://127.0.0.1:")
+
+
+def test_without_given_keys_nothing_listens_beyond_loopback() -> None:
+    with pytest.raises(ConfigError, match=r"'0\.0\.0\.0' is open to other machines"):
+        make_address("tcp", "0.0.0.0")
+
+
+def test_runs_with_the_same_key_files_stay_strangers() -> None:
+    keys = RunKeys.make(curve=True)
+    with driver_at(make_address("tcp", keys=keys)) as one, driver_at(make_address("tcp", keys=keys)) as other:
+        lost = ControlClient(
+            other.stack.enter_context(Context(msgspec.structs.replace(other.address, driver=one.control.endpoint))), "a"
+        )
+        lost.send(Hello(1, ""))
+        receive_until(one.control, lambda: one.context.refused == 1)
 
 
 # ---- addresses

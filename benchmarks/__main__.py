@@ -15,27 +15,17 @@ import click
 
 from benchmarks.contestants import HAS_TORCH
 from benchmarks.experiments import EXPERIMENTS, Setting
-from benchmarks.measure import machine, table
-from benchmarks.slides import Slides, default_folder
+from benchmarks.measure import elsewhere, machine, table
+from benchmarks.slides import Slides, default_folder, parsed_size
 
 DEFAULT_SIZE = "49152x40960"
 BRIEF_SIZE = "16384x10240"
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    try:
-        width, height = map(int, value.lower().split("x"))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT in pixels, as {DEFAULT_SIZE}") from None
-    if min(width, height) < 4096:
-        raise click.BadParameter(f"{value} is too small to measure anything on: at least 4096 px each way")
-    return width, height
+DISTURBED = 0.05
+"""Share of the machine used by others from which on a run says so."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--size", callback=_size, help=f"Of the large slide, WIDTHxHEIGHT in pixels.  [default: {DEFAULT_SIZE}]")
+@click.option("--size", type=parsed_size, help=f"Of the large slide, WIDTHxHEIGHT in pixels.  [default: {DEFAULT_SIZE}]")
 @click.option("--rounds", type=click.IntRange(1), help="How often each contestant runs.  [default: 3]")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(EXPERIMENTS)), help="One experiment; repeatable.  [default: all of them]"
@@ -55,7 +45,7 @@ def main(
 
     All contestants run on the same slides, in turn, several times; each ratio is one of two that ran in the same round.
     """
-    width, height = size or _parsed(BRIEF_SIZE if quick else DEFAULT_SIZE)
+    width, height = size or parsed_size(BRIEF_SIZE if quick else DEFAULT_SIZE)
     folder = slides or default_folder()
     setting = Setting(Slides(folder, width, height), rounds or (1 if quick else 3), quick, click.echo)
     about = machine()
@@ -70,8 +60,17 @@ def main(
         click.echo(f"\n{name}: {doc}")
         outcomes[name] = EXPERIMENTS[name](setting)
     click.echo("\n" + table(row for outcome in outcomes.values() for row in outcome.rows))
+    for outcome in outcomes.values():
+        if outcome.text:
+            click.echo("\n" + outcome.text)
     seconds = time.perf_counter() - begun
     click.echo(f"\n{seconds:.0f} s; ratios and times are medians over {setting.rounds} round{'s' * (setting.rounds > 1)}")
+    others = elsewhere(timing for outcome in outcomes.values() for taken in outcome.timings.values() for timing in taken)
+    if others is not None and others.high > DISTURBED:
+        click.echo(
+            f"warning: others used {others.median:.0%} of the machine meanwhile, up to {others.high:.0%}: "
+            "ratios bear that, absolute figures do not"
+        )
     if json_file is not None:
         found = {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -83,11 +82,6 @@ def main(
         }
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-
-
-def _parsed(size: str) -> tuple[int, int]:
-    width, height = map(int, size.split("x"))
-    return width, height
 
 
 if __name__ == "__main__":

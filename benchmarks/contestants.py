@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -59,7 +60,7 @@ class Tiles:
     def shares(self, n: int) -> list[Tiles]:
         """The tiles dealt to `n` workers, each a run of neighbours."""
         cuts = [round(number * len(self.offsets) / n) for number in range(n + 1)]
-        return [Tiles(self.path, self.offsets[a:b], self.counts[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [Tiles(self.path, self.offsets[a:b], self.counts[a:b]) for a, b in pairwise(cuts)]
 
     def decode(self, take: Callable[[], np.ndarray]) -> int:
         """Read and decode each tile once, into what `take` gives for it: (256, 256, 3) uint8. Returns how many."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from benchmarks.contestants import (
     stream,
 )
 from benchmarks.measure import Outcome, Row, Spread, Timing, best, interleaved, mpx_per_s, ratio, without
+from benchmarks.profile import Profile, profile_run
 from benchmarks.simulation import simulate
 from benchmarks.slides import BUNDLED, Slides, read_into_page_cache
 from benchmarks.watching import first_commit_seconds, heatmap_command, help_seconds, repeated, watch
@@ -227,7 +228,14 @@ def startup(setting: Setting) -> Outcome:
     return Outcome(rows)
 
 
+def profile(setting: Setting) -> Outcome:
+    """Where the time goes, stage by stage, with a collector that only touches its pixels."""
+    quarter, single = setting.slides.quarter, setting.slides.single
+    profiles = [profile_run(quarter, single, 256, stride) for stride in (256, 128)]
+    return Outcome(text="\n\n".join(map(Profile.as_text, profiles)), details={"profiles": [asdict(each) for each in profiles]})
+
+
 EXPERIMENTS: dict[str, Callable[[Setting], Outcome]] = {
     experiment.__name__: experiment
-    for experiment in (throughput, overlap, tiles, many, devices, features, scheduler, memory, startup)
+    for experiment in (throughput, overlap, tiles, many, devices, features, scheduler, memory, startup, profile)
 }

@@ -11,8 +11,9 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,31 +93,63 @@ class Row:
 class Outcome:
     """What one experiment has found."""
 
-    rows: list[Row]
+    rows: list[Row] = field(default_factory=list)
     timings: dict[str, list[Timing]] = field(default_factory=dict)
+    text: str = ""
+    """What is for people and does not fit into a row."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """The same as plain values."""
 
     def as_json(self) -> dict[str, Any]:
         """Rows and every single timing, in plain values."""
         return {
             "rows": [row.as_json() for row in self.rows],
             "timings": {name: [_timing_as_json(timing) for timing in taken] for name, taken in self.timings.items()},
+            **self.details,
         }
 
 
 Contestants = Mapping[str, Callable[[], Timing]]
 
 
-def interleaved(contestants: Contestants, rounds: int, say: Callable[[str], None] = lambda text: None) -> dict[str, list[Timing]]:
+def interleaved(contestants: Contestants, rounds: int, say: Callable[[str], None]) -> dict[str, list[Timing]]:
     """Run each contestant once in each round, in turn; every second round backwards, so that none always follows the same."""
     taken: dict[str, list[Timing]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name in list(contestants) if number % 2 == 0 else reversed(list(contestants)):
-            timing = contestants[name]()
+            timing = _with_elsewhere(contestants[name])
             taken[name].append(timing)
             rate = f", {timing.windows_per_s:,.0f} windows/s" if timing.windows else ""
             rate += f", {timing.mpx_per_s:,.0f} Mpx/s" if timing.unique_px else ""
             say(f"  round {number + 1}, {name}: {timing.seconds:.2f} s{rate}")
     return taken
+
+
+def _with_elsewhere(contestant: Callable[[], Timing]) -> Timing:
+    """A timing, with the share of the machine's processors that others used meanwhile (or that its host took away)."""
+    begun, busy, own = time.perf_counter(), _busy_s(), _own_s()
+    timing = contestant()
+    offered = (time.perf_counter() - begun) * (psutil.cpu_count() or 1)
+    elsewhere = (_busy_s() - busy) - (_own_s() - own)
+    share = min(max(elsewhere / offered, 0.0), 1.0)
+    return replace(timing, details={**timing.details, "elsewhere": round(share, 3)})
+
+
+def _busy_s() -> float:
+    """Processor seconds that the machine has spent, those that its host took away included."""
+    times = psutil.cpu_times()
+    return float(sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
+
+
+def _own_s() -> float:
+    """Processor seconds of this process, and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def elsewhere(timings: Iterable[Timing]) -> Spread | None:
+    """The share of the machine that others used while these were taken; None where nothing was timed."""
+    shares = [timing.details["elsewhere"] for timing in timings if "elsewhere" in timing.details]
+    return Spread.of(shares) if shares else None
 
 
 def windows_per_s(timing: Timing) -> float:
@@ -175,18 +208,19 @@ def machine() -> dict[str, Any]:
 
 def table(rows: Iterable[Row]) -> str:
     """Rows for people."""
-    lines = [f"{'':4}{'':66}{'median':>10} {'(low … high)':>22}  aim"]
+    lines = [f"{'':4}{'':68}{'median':>10}   {'low … high':18}{'':10}aim"]
     for row in rows:
         verdict = {True: "met", False: "NOT MET", None: ""}[row.met]
-        aim = "" if row.aim is None else f"{'≤' if row.at_most else '≥'} {row.aim:g} {row.unit}".rstrip()
-        spread = f"({_short(row.value.low)} … {_short(row.value.high)})"
-        value = f"{_short(row.value.median)}{f' {row.unit}' if row.unit else ''}"
-        lines.append(f"{row.number:4}{row.what:66}{value:>10} {spread:>22}  {aim:14}{verdict}".rstrip())
+        aim = "" if row.aim is None else f"{'≤' if row.at_most else '≥'} {_short(row.aim)}"
+        spread = f"{_short(row.value.low)} … {_short(row.value.high)}"
+        lines.append(
+            f"{row.number:4}{row.what:68}{_short(row.value.median):>10}   {spread:18}{row.unit:10}{aim:10}{verdict}".rstrip()
+        )
     return "\n".join(lines)
 
 
 def _short(number: float) -> str:
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}" if abs(number) < 10 else f"{number:.1f}"
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
 
 
 def _rounded(number: float) -> float:

@@ -25,7 +25,7 @@ import benchmarks.collectors
 from benchmarks.collectors import touch
 from benchmarks.contestants import BATCH_SIZE, Tiles
 from benchmarks.measure import available_cpus, machine
-from benchmarks.slides import TILE_PX, Slides, default_folder, read_into_page_cache
+from benchmarks.slides import TILE_PX, Slides, default_folder, parsed_size, read_into_page_cache
 from benchmarks.watching import Seen, heatmap_command, watch
 from streamwsi.slides.reader import open_slide
 
@@ -74,8 +74,8 @@ class Profile:
         """For people."""
         total = self.wall_s * self.cpus
         lines = [
-            f"{self.kernel}/{self.stride}, reader {self.reader}: {self.windows} windows, {self.mpx:.0f} Mpx in {self.wall_s:.2f} s"
-            f" on {self.cpus} processors; the report names the {self.limiting_stage} as limiting",
+            f"{self.kernel}/{self.stride}, reader {self.reader}: {self.windows} windows, {self.mpx:.0f} Mpx in "
+            f"{self.wall_s:.2f} s on {self.cpus} processors; the report names the {self.limiting_stage} as limiting",
             f"{'':28}{'cpu s':>8}{'kernel':>8}{'start, end':>12}{'share':>8}{'us/window':>11}   busy / waits in / out",
         ]
         for role, stage in self.stages.items():
@@ -92,7 +92,7 @@ class Profile:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def profile(slide: Path, single: Path, kernel: int = 256, stride: int = 256, reader: str = "auto") -> Profile:
+def profile_run(slide: Path, single: Path, kernel: int = 256, stride: int = 256, reader: str = "auto") -> Profile:
     """Run over `slide` with a collector that only touches its pixels, and say where the time went.
 
     `single` is a slide of one window, for what start and end take.
@@ -145,9 +145,7 @@ def _clocks(report: dict[str, Any], role: str) -> dict[str, float] | None:
     return None if stage is None else {name: stage[name] for name in ("busy", "wait_input", "wait_output")}
 
 
-def _steps(
-    slide: Path, tiles: Tiles, reader: str, stages: dict[str, Stage], window_px: int, kernel: int
-) -> dict[str, float]:
+def _steps(slide: Path, tiles: Tiles, reader: str, stages: dict[str, Stage], window_px: int, kernel: int) -> dict[str, float]:
     """Processor seconds of what can be measured alone, for the whole slide, and of what is left of each process."""
     level_px = len(tiles.offsets) * TILE_PX**2
     decode = _alone(lambda: _decode_some(tiles)) * level_px
@@ -204,18 +202,19 @@ def _touch_some(kernel: int) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--size", default="24576x20480", show_default=True, help="Of the slide, WIDTHxHEIGHT in pixels.")
+@click.option(
+    "--size", type=parsed_size, default="24576x20480", show_default=True, help="Of the slide, WIDTHxHEIGHT in pixels."
+)
 @click.option("--kernel-size", "kernel", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--stride", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--reader", default="auto", show_default=True)
 @click.option("--slides", type=click.Path(file_okay=False, path_type=Path), help="Where the slides are built and kept.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all figures.")
-def main(size: str, kernel: int, stride: int, reader: str, slides: Path | None, json_file: Path | None) -> None:
+def main(size: tuple[int, int], kernel: int, stride: int, reader: str, slides: Path | None, json_file: Path | None) -> None:
     """Where the time of a run goes, stage by stage."""
-    width, height = map(int, size.lower().split("x"))
-    built = Slides(slides or default_folder(), width, height)
+    built = Slides(slides or default_folder(), *size)
     about = machine()
-    found = profile(built.large, built.single, kernel, stride, reader)
+    found = profile_run(built.large, built.single, kernel, stride, reader)
     click.echo(found.as_text())
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ _VERSION = 1
 _CLASSIC_TIFF_BYTES = 3 << 30
 """A file that may become larger than this has the offsets of 64 bits."""
 
+_LEAST_PX = 4096
+
 UInt8Array = np.ndarray
 
 
@@ -46,7 +49,7 @@ def tissue() -> tuple[UInt8Array, ...]:
     mirrored = np.concatenate([wide, wide[::-1]], axis=0)
     times = -(-TILE_PX * DOWNSAMPLES[-1] // len(mirrored))
     levels = [np.tile(mirrored, (times, times, 1))]
-    for finer, coarser in zip(DOWNSAMPLES, DOWNSAMPLES[1:], strict=False):
+    for finer, coarser in pairwise(DOWNSAMPLES):
         factor = coarser // finer
         side = len(levels[-1]) // factor
         blocks = levels[-1].reshape(side, factor, side, factor, 3)
@@ -101,6 +104,14 @@ def _tiles(level: int, height: int, width: int) -> Iterator[bytes]:
         tiles = pool[row % len(pool)]
         for column in range(-(-width // TILE_PX)):
             yield tiles[column % len(tiles)]
+
+
+def parsed_size(text: str) -> tuple[int, int]:
+    """(width, height) from WIDTHxHEIGHT. Raises ValueError where it is not that, or too small to measure anything on."""
+    width, height = map(int, text.lower().split("x"))
+    if min(width, height) < _LEAST_PX:
+        raise ValueError(f"a slide of {text} px is too small to measure anything on: at least {_LEAST_PX} px each way")
+    return width, height
 
 
 def default_folder() -> Path:

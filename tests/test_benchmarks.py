@@ -12,7 +12,7 @@ simplejpeg = pytest.importorskip("simplejpeg")
 pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
 
-from benchmarks import contestants, measure, simulation, slides  # noqa: E402
+from benchmarks import contestants, experiments, measure, simulation, slides  # noqa: E402
 from benchmarks.measure import Outcome, Row, Spread, Timing  # noqa: E402
 from tests.helpers import level_image  # noqa: E402
 
@@ -121,6 +121,13 @@ def test_an_aim_is_met_by_the_median() -> None:
     assert Row("1", "a", spread, aim=2, at_most=True).met and not Row("1", "a", spread, aim=1.9, at_most=True).met
     assert Row("", "a", spread).met is None
     assert "NOT MET" in measure.table([Row("1", "a", spread, aim=9)])
+
+
+def test_tiles_have_a_row_where_reports_count_them() -> None:
+    counted = Timing(1.0, details={"tiles_decoded": 102, "tiles_distinct": 100})
+    (row,) = experiments._tiles_row("256/64", [counted, counted])
+    assert row.value == Spread(1.02, 1.02, 1.02) and row.met
+    assert experiments._tiles_row("256/64", [Timing(1.0)]) == []
 
 
 def test_an_outcome_is_plain_values() -> None:

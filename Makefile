@@ -20,6 +20,10 @@ $(VENV)/.installed-lint: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@ $(VENV)/.installed
+
 demo: $(VENV)/.installed        ## the heatmap of the bundled real slide, with its picture
 	$(BIN)/streamwsi demo
 
@@ -35,8 +39,8 @@ lint: $(VENV)/.installed-lint   ## ruff, mypy on the package, the import contrac
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.installed       ## streamwsi against a plain OpenSlide loop, in one run
-	$(BIN)/python benchmarks/throughput.py
+bench: $(VENV)/.installed-bench ## streamwsi beside the JPEG decoder and what else one could use; ARGS='--quick', see benchmarks/
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo-output

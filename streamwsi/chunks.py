@@ -130,11 +130,17 @@ class BigChunk:
             for first in range(0, len(members), batch_size):
                 yield members[first : first + batch_size]
 
+    def as_stacked(self, rows: npt.NDArray[np.intp]) -> UInt8Array | None:
+        """(n, height, width, 3) uint8, contiguous and writable: the pixels of windows of one size, a view; None where they
+        do not lie one after the other.
+        """
+        width, height = self.windows.size[rows[0]].tolist()
+        packed = self.origin is None and (height, width) == self.pixels.shape[1:3] and bool(np.all(np.diff(rows) == 1))
+        return self.pixels[rows[0] : rows[-1] + 1] if packed and self.pixels.flags.writeable else None
+
     def stack(self, rows: npt.NDArray[np.intp]) -> UInt8Array:
         """(n, height, width, 3) uint8, contiguous: the pixels of windows of one size, copied once."""
         width, height = self.windows.size[rows[0]].tolist()
-        if self.origin is None and (height, width) == self.pixels.shape[1:3] and np.all(np.diff(rows) == 1):
-            return self.pixels[rows[0] : rows[-1] + 1]
         stacked = np.empty((len(rows), height, width, 3), np.uint8)
         for target, row in zip(stacked, rows.tolist(), strict=True):
             target[...] = self.pixels_of(row)

@@ -105,13 +105,14 @@ def main() -> None:
 @click.option("--threads", type=int, help="Decode threads of each loader.  [default: the processors]")
 @click.option("--writers", type=int, default=1, show_default=True, help="Writer processes.")
 @click.option("--chunk-px", type=int, default=1 << 21, show_default=True, help="Pixels of a big chunk, about.")
+@click.option("--tile-cache-mb", type=float, default=134, show_default=True, help="Decoded tiles that a loader keeps, in MB.")
 @click.option("--min-chunk-interval", type=float, default=0.0, help="Seconds between two chunks of a loader, at least.")
 @click.option("--max-restarts", type=int, default=5, show_default=True, help="Workers that may be replaced.")
 @click.option("--stall-timeout", type=float, default=1800.0, show_default=True, help="Seconds without progress that end it.")
 @click.option(
     "--grace", type=float, default=10.0, show_default=True, help="Seconds to finish what is in flight after a signal."
 )
-@click.option("--transport", type=click.Choice(["auto", "ipc", "tcp"]), default="auto", show_default=True)
+@click.option("--transport", type=click.Choice(["auto", "shm", "ipc", "tcp"]), default="auto", show_default=True)
 @click.option("--tcp-host", default="127.0.0.1", show_default=True, help="Where --transport tcp listens.")
 @click.option("--key-dir", type=click.Path(file_okay=False), help="Keys for --transport tcp, from 'streamwsi keys'.")
 @click.option("--durability", type=click.Choice(["process", "power"]), default="process", show_default=True)
@@ -150,6 +151,7 @@ def heatmap(slides: tuple[str, ...], out: str, **options: Any) -> int:
         batch_size=options["batch_size"],
         threads=options["threads"],
         chunk_px=options["chunk_px"],
+        tile_cache_mb=options["tile_cache_mb"],
         min_chunk_interval_s=options["min_chunk_interval"],
         max_restarts=options["max_restarts"],
         stall_timeout_s=options["stall_timeout"],

@@ -14,8 +14,11 @@ from streamwsi.errors import ConfigError
 from streamwsi.geometry import BORDERS, Border
 
 OnBadRegion = Literal["fail", "skip"]
-Transport = Literal["auto", "ipc", "tcp"]
+Transport = Literal["auto", "shm", "ipc", "tcp"]
 Durability = Literal["process", "power"]
+
+
+TILE_CACHE_BYTES = 1 << 27
 
 
 class Defining(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +67,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """Chunks a collector may hold: one it works on, the others on their way."""
     writer_credits: int = 16
     """Chunks a writer may have outstanding: sent to a collector and not yet committed."""
+    tile_cache_bytes: int = TILE_CACHE_BYTES
+    """Decoded tiles that a loader keeps for the chunks that need them too."""
     min_chunk_interval_s: float = 0.0
     """A loader begins chunks at least this far apart, to spare a shared disk; 0: no limit."""
     max_restarts: int = 5

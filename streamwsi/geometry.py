@@ -178,12 +178,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """A grid of windows cut into blocks of neighbours: the big chunks, numbered row-major."""
+    """A grid of windows cut into blocks of neighbours: the big chunks.
+
+    They are numbered row by row within a band of neighbouring columns, one band after the other, so that what a row of chunks
+    shares with the next one is not larger than a band.
+    """
 
     shape: tuple[int, int]
     """(rows, columns) of windows in the grid."""
     block: tuple[int, int]
     """(rows, columns) of windows in one chunk; the last ones of a row or column may hold fewer."""
+    band: int = 0
+    """Columns of chunks in a band; 0: all are in one. The last band may have fewer."""
 
     @property
     def chunks_shape(self) -> tuple[int, int]:
@@ -195,8 +201,11 @@ class ChunkGrid:
 
     def bounds(self, chunk: int) -> tuple[int, int, int, int]:
         """First row, last row + 1, first column, last column + 1 of the windows of a chunk."""
-        row, column = divmod(chunk, self.chunks_shape[1])
-        top, left = row * self.block[0], column * self.block[1]
+        rows, columns = self.chunks_shape
+        band = self.band or columns
+        number, within = divmod(chunk, rows * band)
+        row, column = divmod(within, min(band, columns - number * band))
+        top, left = row * self.block[0], (number * band + column) * self.block[1]
         return top, min(top + self.block[0], self.shape[0]), left, min(left + self.block[1], self.shape[1])
 
     def n_windows(self, chunk: int) -> int:
@@ -206,8 +215,12 @@ class ChunkGrid:
 
     def chunk_of(self, index: Int64Array) -> Int64Array:
         """The chunks that hold the windows with these places in the plan; (n,) int64."""
+        rows, columns = self.chunks_shape
+        band = self.band or max(columns, 1)
         row, column = np.divmod(index, max(self.shape[1], 1))
-        chunks: Int64Array = row // self.block[0] * self.chunks_shape[1] + column // self.block[1]
+        number, within = np.divmod(column // self.block[1], band)
+        width = np.minimum(band, columns - number * band)
+        chunks: Int64Array = number * (rows * band) + row // self.block[0] * width + within
         return chunks
 
     def indices(self, chunk: int) -> Int64Array:
@@ -217,31 +230,66 @@ class ChunkGrid:
         return (rows[:, None] + np.arange(left, right, dtype=np.int64)).ravel()
 
 
-def cut_blocks(grid: Grid, batch_size: int, chunk_px: int, max_windows: int = 8192) -> ChunkGrid:
+_CHUNK_COST_PX = 64 * 1024
+"""What a chunk costs besides its pixels (a lease, a message, a commit), in pixels."""
+
+
+def cut_chunks(
+    grid: Grid,
+    batch_size: int,
+    chunk_px: int,
+    tile: tuple[int, int] | None = None,
+    cache_px: int = 1 << 25,
+    max_windows: int = 8192,
+) -> ChunkGrid:
     """Cut a grid into chunks of about `chunk_px` pixels, each a multiple of `batch_size` windows where that is possible.
 
-    Among the blocks that fit the budget, the one that reads the fewest pixels per window in all (overlap that two chunks
-    share is read twice, and a block that does not divide the grid leaves small chunks at the edge) is taken. A window larger
-    than the budget is a chunk of its own.
+    Among the blocks that fit the budget, the one that costs the fewest pixels per window in all is taken: those of all the
+    tiles that it touches, so that chunks are cut along tiles. (`tile` is their (width, height), None where the level has none.)
+    A block that does not divide the grid leaves small chunks at the edge, which cost too. A window larger than the budget is a
+    chunk of its own.
+
+    Bands are as wide as half of `cache_px` allows, which is to hold the tiles that a row of chunks shares with the next.
     """
     rows, columns = grid.shape
     if rows == 0 or columns == 0:
         return ChunkGrid(grid.shape, (1, 1))
     (kernel_w, kernel_h), (stride_w, stride_h) = grid.kernel, grid.stride
+    tile_w, tile_h = tile or (1, 1)
     across = np.arange(1, min(columns, max_windows) + 1, dtype=np.int64)[:, None]
     down = np.arange(1, min(rows, max_windows) + 1, dtype=np.int64)[None, :]
     if len(across) * down.shape[1] > 1 << 20:  # candidates need not be complete for very large grids
         across, down = across[: 1 << 10], down[:, : 1 << 10]
     dense_px = ((across - 1) * stride_w + kernel_w) * ((down - 1) * stride_h + kernel_h)
     pixels = np.minimum(dense_px, across * down * kernel_w * kernel_h)
+    touched_px = _touched_px(across, kernel_w, stride_w, tile_w) * _touched_px(down, kernel_h, stride_h, tile_h)
     windows = across * down
     chunks = -(-columns // across) * -(-rows // down)
     fits = (pixels <= chunk_px) & (windows <= max_windows)
     whole = fits & (windows % batch_size == 0)
     allowed = whole if whole.any() else fits
     if not allowed.any():
-        return ChunkGrid(grid.shape, (1, 1))
-    overhead_px = 64 * 1024  # what a chunk costs besides its pixels: a lease, a message, a commit
-    cost = np.where(allowed, chunks * (pixels + overhead_px), np.iinfo(np.int64).max)
+        return ChunkGrid(grid.shape, (1, 1), _band(grid, (1, 1), (tile_w, tile_h), cache_px))
+    cost = np.where(allowed, chunks * (touched_px + _CHUNK_COST_PX), np.inf)
     best_across, best_down = np.unravel_index(int(np.argmin(cost)), cost.shape)
-    return ChunkGrid(grid.shape, (int(down[0, best_down]), int(across[best_across, 0])))
+    block = int(down[0, best_down]), int(across[best_across, 0])
+    return ChunkGrid(grid.shape, block, _band(grid, block, (tile_w, tile_h), cache_px))
+
+
+def _touched_px(windows: Int64Array, kernel_px: int, stride_px: int, tile_px: int) -> npt.NDArray[np.float64]:
+    """Pixels along one axis of the tiles that so many windows touch: exact for chunks cut along tiles, else the mean."""
+    extent = (windows - 1) * stride_px + kernel_px
+    along = windows * stride_px % tile_px == 0
+    touched: npt.NDArray[np.float64] = np.where(along, -(-extent // tile_px) * tile_px, extent + tile_px - 1.0)
+    return touched
+
+
+def _band(grid: Grid, block: tuple[int, int], tile: tuple[int, int], cache_px: int) -> int:
+    """Columns of chunks in a band; 0 where all can be in one."""
+    step, overlap = block[0] * grid.stride[1], max(0, grid.kernel[1] - grid.stride[1])
+    shared = -(-overlap // tile[1]) if step % tile[1] == 0 else -(-(overlap + tile[1] - 1) // tile[1])
+    columns = -(-grid.shape[1] // block[1])
+    if not shared:
+        return 0
+    widest = max(1, cache_px // (2 * shared * tile[1]) // (block[1] * grid.stride[0]))
+    return 0 if widest >= columns else -(-columns // -(-columns // widest))

@@ -5,10 +5,14 @@ It is written into the journal, checked on resume, and recomputed from by `verif
 
 from __future__ import annotations
 
-import msgspec
+import math
 
+import msgspec
+import numpy as np
+
+from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import SlideInfo
-from streamwsi.geometry import Border, ChunkGrid, Grid
+from streamwsi.geometry import Border, ChunkGrid, Grid, Windows
 
 
 class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,8 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     background: tuple[int, int, int]
     block: tuple[int, int]
     """(rows, columns) of windows in a big chunk."""
+    band: int = 0
+    """Columns of chunks in a band, see :class:`streamwsi.geometry.ChunkGrid`."""
     resampled_px: float
     """Largest shift of a region against the level's own pixels, in pixels of the level; 0: every region is exact."""
 
@@ -48,6 +54,34 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
         """All windows of the slide."""
         return Grid(self.extent, self.kernel, self.stride, self.border, self.downsample)
 
+    def chunk_bytes(self, number: int) -> int:
+        """How many bytes the pixels of a big chunk take."""
+        return math.prod(self._layout(self._windows(number))[0])
+
+    def blank_chunk(self, number: int, memory: UInt8Array | None = None) -> BigChunk:
+        """A big chunk whose pixels are still to be read, in `memory` ((n,) uint8, large enough) where that is given.
+
+        They are one region where that is smaller than the windows are together, that is, where they overlap; else packed.
+        """
+        windows = self._windows(number)
+        shape, origin = self._layout(windows)
+        size = math.prod(shape)
+        pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
+        return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool))
+
+    def _windows(self, chunk: int) -> Windows:
+        return self.grid().windows(self.chunks().indices(chunk))
+
+    @staticmethod
+    def _layout(windows: Windows) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+        """Shape of the pixels, and origin of the region, where they are one."""
+        left, top = windows.start.min(axis=0).tolist()
+        right, bottom = (windows.start + windows.size).max(axis=0).tolist()
+        if (right - left) * (bottom - top) < int(windows.size.prod(axis=1).sum()):
+            return (bottom - top, right - left, 3), (left, top)
+        width, height = windows.size.max(axis=0).tolist()
+        return (len(windows), height, width, 3), None
+
     def chunks(self) -> ChunkGrid:
         """How they are cut into big chunks."""
-        return ChunkGrid(self.grid().shape, self.block)
+        return ChunkGrid(self.grid().shape, self.block, self.band)

@@ -17,7 +17,7 @@ from streamwsi.geometry import (
     Windows,
     axis_sizes,
     axis_starts,
-    cut_blocks,
+    cut_chunks,
 )
 from tests.helpers import axis_windows, grid_windows
 
@@ -175,7 +175,7 @@ def test_a_grid_without_windows_has_none():
     grid = a_grid(extent=(100, 2967), border="crop")
     assert grid.shape == (11, 0) and len(grid) == 0
     assert len(grid.windows(np.empty(0, np.int64))) == 0
-    assert len(cut_blocks(grid, 32, 1 << 21)) == 0
+    assert len(cut_chunks(grid, 32, 1 << 21)) == 0
 
 
 def test_a_table_of_windows_gives_the_windows_back():
@@ -198,14 +198,25 @@ def test_rows_are_taken_from_a_table_of_windows_by_number_and_by_slice():
 @given(
     shape=st.tuples(st.integers(0, 40), st.integers(0, 40)),
     block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    band=st.integers(0, 12),
 )
-def test_chunks_hold_every_window_once(shape, block):
-    chunks = ChunkGrid(shape, block)
+def test_chunks_hold_every_window_once(shape, block, band):
+    chunks = ChunkGrid(shape, block, band)
     indices = [chunks.indices(chunk) for chunk in range(len(chunks))]
     assert sorted(np.concatenate([np.empty(0, np.int64), *indices]).tolist()) == list(range(math.prod(shape)))
     for chunk, index in enumerate(indices):
         assert 1 <= len(index) == chunks.n_windows(chunk) <= math.prod(block)
         assert np.all(np.diff(index) > 0)
+        assert np.all(chunks.chunk_of(index) == chunk)
+
+
+def test_chunks_are_numbered_row_by_row_within_a_band():
+    chunks = ChunkGrid(shape=(2, 5), block=(1, 1), band=2)
+    assert [chunks.bounds(chunk)[::2] for chunk in range(10)] == [
+        *((0, 0), (0, 1), (1, 0), (1, 1)),
+        *((0, 2), (0, 3), (1, 2), (1, 3)),
+        *((0, 4), (1, 4)),
+    ]
 
 
 def test_the_windows_of_a_chunk_are_neighbours():
@@ -227,7 +238,7 @@ def test_chunks_keep_to_the_budget_and_are_whole_batches_where_they_can_be(
 ):
     grid = Grid(extent, kernel, stride, border, 1.0)
     assume(len(grid) > 0)
-    chunks = cut_blocks(grid, batch_size, chunk_px)
+    chunks = cut_chunks(grid, batch_size, chunk_px)
 
     def pixels(rows: int, columns: int) -> int:
         region = ((columns - 1) * stride[0] + kernel[0]) * ((rows - 1) * stride[1] + kernel[1])
@@ -250,16 +261,42 @@ def test_chunks_keep_to_the_budget_and_are_whole_batches_where_they_can_be(
 
 @given(batch_size=st.integers(1, 64), max_windows=st.integers(1, 500))
 def test_chunks_hold_no_more_windows_than_allowed(batch_size, max_windows):
-    chunks = cut_blocks(a_grid(stride=(4, 4)), batch_size, 1 << 21, max_windows)
+    chunks = cut_chunks(a_grid(stride=(4, 4)), batch_size, 1 << 21, max_windows=max_windows)
     assert 1 <= math.prod(chunks.block) <= max_windows
 
 
+@pytest.mark.parametrize(("kernel", "stride", "tile"), [(256, 256, 256), (256, 128, 256), (512, 256, 256), (256, 64, 256)])
+def test_chunks_are_cut_along_tiles_where_the_stride_allows_it(kernel, stride, tile):
+    grid = a_grid(extent=(100_000, 80_000), kernel=(kernel, kernel), stride=(stride, stride))
+    chunks = cut_chunks(grid, 16, 1 << 21, (tile, tile))
+    assert all(windows * stride % tile == 0 for windows in chunks.block)
+
+
+@given(
+    columns=st.integers(1, 3000),
+    kernel=st.integers(1, 600),
+    stride=st.integers(1, 600),
+    tile=st.sampled_from([16, 240, 256, 1024]),
+    cache_px=st.integers(1, 1 << 26),
+)
+def test_what_a_row_of_chunks_shares_with_the_next_fits_into_the_cache(columns, kernel, stride, tile, cache_px):
+    grid = Grid((kernel + (columns - 1) * stride, 50_000), (kernel, kernel), (stride, stride), "crop", 1.0)
+    assume(len(grid) > 0)
+    chunks = cut_chunks(grid, 32, 1 << 21, (tile, tile), cache_px)
+    starts, block = grid.ys, chunks.block[0]
+    ends = starts[block - 1 :: block][: len(starts[block::block])] + kernel
+    shared = max(((ends - 1) // tile - starts[block::block] // tile + 1).tolist(), default=0)
+    band_px = (chunks.band or chunks.chunks_shape[1]) * chunks.block[1] * stride
+    assert max(0, shared) * tile * band_px <= cache_px or chunks.band == 1 or chunks.chunks_shape[1] == 1
+    assert 0 <= chunks.band < max(2, chunks.chunks_shape[1])
+
+
 def test_a_window_larger_than_the_budget_is_a_chunk_of_its_own():
-    assert cut_blocks(a_grid(), batch_size=32, chunk_px=1000).block == (1, 1)
+    assert cut_chunks(a_grid(), batch_size=32, chunk_px=1000).block == (1, 1)
 
 
 def test_a_grid_of_millions_of_windows_is_cut_too():
     grid = a_grid(extent=(200_000, 150_000), stride=(32, 32))
-    chunks = cut_blocks(grid, batch_size=64, chunk_px=1 << 21)
+    chunks = cut_chunks(grid, batch_size=64, chunk_px=1 << 21)
     assert math.prod(chunks.block) % 64 == 0
     assert math.prod(chunks.block) >= 64

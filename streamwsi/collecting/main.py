@@ -5,6 +5,8 @@ In: big chunks.  Out: their pieces, sent straight to the patient's writer; and a
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamwsi.chunks import Batch
+from streamwsi.chunks import UInt8Array
+from streamwsi.collecting.ahead import Ahead, ChunkWork, Step
 from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Windows
 from streamwsi.values import ValueSpec
-from streamwsi.wire.channels import DataInput, DataOutputs, Poll
+from streamwsi.wire.channels import DataInput, DataOutputs, Poll, Wakeup
 from streamwsi.wire.messages import (
     AskFinished,
     Chunk,
@@ -26,11 +29,14 @@ from streamwsi.wire.messages import (
     EndpointGone,
     FinishedAnswer,
     Pieces,
+    SlotReturned,
     Stop,
+    TakeChunk,
     chunk_of,
     slide_of,
 )
 from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.shared_memory import SharedSlots
 
 
 class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,76 +49,148 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The largest frame that a chunk can have."""
 
 
-def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector) -> None:
+def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None = None) -> None:
     """Process chunks until the driver says stop."""
-    data = DataInput(seat.context, seat.name, options.max_chunk_bytes)
-    outputs = DataOutputs(seat.context)
-    collector.device = options.device
-    with _users("setup"):
-        collector.setup()
-    seat.ready(data.endpoint)
-    poll = Poll(seat.control, data)
-    spec: ValueSpec | None = None
+    worker = _Collector(seat, options, collector, slots)
     try:
-        while True:
-            with seat.clock.spending("wait_input"):
-                poll.wait()
-            for order in seat.control.receive():
-                if isinstance(order, Stop):
-                    with _users("teardown"):
-                        collector.teardown()
-                    return
-                if isinstance(order, AskFinished):
-                    seat.control.send(_ask(collector, order))
-                elif isinstance(order, EndpointGone):
-                    outputs.forget(order.endpoint)
-            # One at a time: the driver is heard between any two.
-            message, payload = next(data.receive(), (None, []))
-            if isinstance(message, Chunk):
-                with seat.clock.spending("busy"), seat.doing.chunk(message.lease):
-                    rows = process_chunk(collector, message, payload, options, spec)
-                    spec = rows.spec
-                    outputs.send(message.writer, *pieces_message(message, rows))
-                seat.control.send(ChunkCollected(message.lease, spec, seat.clock.read()))
+        worker.run()
     finally:
-        outputs.close()
+        worker.close()
 
 
-def process_chunk(
-    collector: StreamCollector,
-    message: Chunk,
-    payload: list[memoryview],
-    options: CollectingOptions,
-    spec: ValueSpec | None,
-) -> ChunkRows:
-    """Run the collector over the batches of a chunk.
+class _Collector:
+    def __init__(self, seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None) -> None:
+        self._seat = seat
+        self._options = options
+        self._collector = collector
+        self._slots = slots
+        self._data = DataInput(seat.context, seat.name, options.max_chunk_bytes)
+        self._outputs = DataOutputs(seat.context)
+        self._wakeup = Wakeup()
+        self._poll = Poll(seat.control, self._data, self._wakeup)
+        self._ahead = Ahead(options.batch_size)
+        self._spec: ValueSpec | None = None
+        self._kept: dict[int, weakref.ref[UInt8Array]] = {}
+        """Slots that the user's code holds views into, by lease."""
+        self._returned: deque[int] = deque()
+        """Those of them that it has let go of."""
+        self._stopped = False
 
-    Raises UserCodeError when it raises, or when what it returns cannot be stored.
-    """
-    big = chunk_of(message, payload)
-    slide, patient = slide_of(message.slide), message.patient.patient()
-    gathered = ChunkRows(big, spec, options.columns)
-    for rows in big.batch_rows(options.batch_size):
-        batch = Batch(big.stack(rows), big.windows.take(rows), slide, patient)
-        where = f"{type(collector).__qualname__}.process, patient {patient.id!r}, slide {slide.id!r}, {_places(batch.windows)}"
-        with _users(where):
-            result = collector.process(batch)
+    def run(self) -> None:
+        self._collector.device = self._options.device
+        with users_code("setup"):
+            self._collector.setup()
+        self._seat.ready(self._data.endpoint)
+        while not self._stopped:
+            step = self._ahead.take(self._hear)
+            if step is None:
+                with self._seat.clock.spending("wait_input"):
+                    self._poll.wait()
+                self._hear()
+                continue
+            with self._seat.clock.spending("busy"), self._seat.doing.chunk(step.work.lease):
+                self._process(step)
+                if step.last:
+                    self._outputs.send(step.work.writer, *pieces_message(step.work))
+            if step.last:
+                self._finish(step.work)
+            del step  # it holds pixels
+            self._return_slots()
+        with users_code("teardown"):
+            self._collector.teardown()
+
+    def close(self) -> None:
+        self._ahead.close()
+        self._outputs.close()
+        self._wakeup.close()
+
+    def _hear(self) -> None:
+        """Take what has arrived."""
+        for order in self._seat.control.receive():
+            if isinstance(order, TakeChunk):
+                self._ahead.add(self._in_slot(order))
+            elif isinstance(order, Stop):
+                self._stopped = True
+            elif isinstance(order, AskFinished):
+                self._seat.control.send(self._ask(order))
+            elif isinstance(order, EndpointGone):
+                self._outputs.forget(order.endpoint)
+        for message, payload in self._data.receive():
+            if isinstance(message, Chunk):
+                slide, patient = slide_of(message.slide), message.patient.patient()
+                big = chunk_of(message, payload)
+                work = ChunkWork(message.lease, message.chunk, message.slide, slide, patient, message.writer, big)
+                self._ahead.add(work)
+        self._return_slots()
+
+    def _in_slot(self, order: TakeChunk) -> ChunkWork:
+        if self._slots is None:
+            raise RuntimeError(f"chunk {order.chunk} lies in slot {order.slot}, and this collector has no slots")
+        memory = self._slots.slot(order.slot)
+        big = order.slide.blank_chunk(order.chunk, memory)
+        if order.skipped:
+            big.skipped[...] = np.frombuffer(order.skipped, np.bool_)
+        slide, patient = slide_of(order.slide), order.patient.patient()
+        return ChunkWork(order.lease, order.chunk, order.slide, slide, patient, order.writer, big, memory)
+
+    def _process(self, step: Step) -> None:
+        """Run the collector over a batch. Raises UserCodeError when it raises, PieceError when its result cannot be stored."""
+        work = step.work
+        if work.rows is None:
+            work.rows = ChunkRows(work.chunk, self._spec, self._options.columns)
+        if not len(step.members):
+            return
+        batch = step.batch()
+        where = (
+            f"{type(self._collector).__qualname__}.process, patient {work.patient.id!r}, slide {work.slide.id!r}, "
+            f"{_places(batch.windows)}"
+        )
+        with users_code(where):
+            result = self._collector.process(batch)
         try:
-            gathered.add(rows, result)
+            work.rows.add(step.members, result)
         except PieceError as error:
             raise PieceError(f"{where}: {error}") from error
-    return gathered
+        self._spec = work.rows.spec
+
+    def _finish(self, work: ChunkWork) -> None:
+        """Tell the driver that a chunk was processed, and whether its slot is free."""
+        memory = work.let_go()
+        held = None if memory is None else memory()
+        self._seat.control.send(ChunkCollected(work.lease, held is not None, self._spec, self._seat.clock.read()))
+        if held is not None:
+            lease, returned, wakeup = work.lease, self._returned, self._wakeup
+
+            def let_go(_: object) -> None:  # in whatever thread the last view dies
+                returned.append(lease)
+                wakeup.set()
+
+            self._kept[lease] = weakref.ref(held, let_go)
+
+    def _return_slots(self) -> None:
+        while self._returned:
+            lease = self._returned.popleft()
+            del self._kept[lease]
+            self._seat.control.send(SlotReturned(lease))
+
+    def _ask(self, order: AskFinished) -> FinishedAnswer:
+        with users_code(f"{type(self._collector).__qualname__}.is_finished, patient {order.patient.id!r}"):
+            finished = bool(self._collector.is_finished(order.patient.patient(), order.windows_done))
+        return FinishedAnswer(order.patient_index, order.windows_done, finished)
 
 
-def pieces_message(message: Chunk, rows: ChunkRows) -> tuple[Pieces, list[Any]]:
+def pieces_message(work: ChunkWork) -> tuple[Pieces, list[Any]]:
     """What became of a chunk's windows, as a message and its payload."""
+    rows = work.rows
+    if rows is None:
+        raise RuntimeError(f"chunk {work.number} was not processed")
     values = np.ascontiguousarray(rows.values())
     index = np.ascontiguousarray(rows.windows.index)
     header = Pieces(
-        lease=message.lease,
-        patient=message.slide.patient,
-        slide=message.slide.slide,
-        chunk=message.chunk,
+        lease=work.lease,
+        patient=work.resolved.patient,
+        slide=work.resolved.slide,
+        chunk=work.number,
         values=rows.spec or ValueSpec.of(values),
         windows=len(index),
         rows=len(values),
@@ -120,14 +198,8 @@ def pieces_message(message: Chunk, rows: ChunkRows) -> tuple[Pieces, list[Any]]:
     return header, [index, rows.status, values]
 
 
-def _ask(collector: StreamCollector, order: AskFinished) -> FinishedAnswer:
-    with _users(f"{type(collector).__qualname__}.is_finished, patient {order.patient.id!r}"):
-        finished = bool(collector.is_finished(order.patient.patient(), order.windows_done))
-    return FinishedAnswer(order.patient_index, order.windows_done, finished)
-
-
 @contextmanager
-def _users(what: str) -> Iterator[None]:
+def users_code(what: str) -> Iterator[None]:
     """The user's code runs inside."""
     try:
         yield

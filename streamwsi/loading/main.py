@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from streamwsi.chunks import BigChunk
+from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import Slide
 from streamwsi.errors import SlideError
 from streamwsi.loading.read import read_chunk
 from streamwsi.loading.resolve import Level, LevelError, ReadingOptions, resolve_slide
-from streamwsi.slides.reader import SlideReader, open_slide
+from streamwsi.slides.reader import SlideReader, TilesRead, open_slide
+from streamwsi.slides.tile_cache import TileCache
 from streamwsi.wire.channels import DataOutputs, Poll, Wakeup
 from streamwsi.wire.messages import (
+    ChunkDropped,
     ChunkFailed,
     ChunkRead,
     CloseSlide,
@@ -33,12 +35,14 @@ from streamwsi.wire.messages import (
     ReadChunk,
     ResolveSlide,
     SendChunk,
+    SlideClosed,
     SlideFailed,
     SlideResolved,
     Stop,
     chunk_message,
 )
 from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.shared_memory import SharedSlots
 
 
 class _Readers:
@@ -46,6 +50,7 @@ class _Readers:
 
     def __init__(self, options: ReadingOptions) -> None:
         self._options = options
+        self._cache = TileCache(options.tile_cache_bytes)
         self._lock = threading.Lock()
         self._open: dict[tuple[int, int], tuple[threading.Lock, list[SlideReader]]] = {}
 
@@ -55,15 +60,18 @@ class _Readers:
             own_lock, held = self._open.setdefault(key, (threading.Lock(), []))
         with own_lock:  # opening takes long: others open theirs meanwhile
             if not held:
-                held.append(open_slide(path, self._options.reader, self._options.background))
+                held.append(open_slide(path, self._options.reader, self._options.background, self._cache))
             return held[0]
 
-    def close(self, key: tuple[int, int]) -> None:
-        """Let go of a slide."""
+    def close(self, key: tuple[int, int]) -> TilesRead | None:
+        """Let go of a slide; returns what was decoded of it, if anything was and that is known."""
         with self._lock:
             _, held = self._open.pop(key, (None, []))
         for reader in held:
+            tiles = reader.tiles_read()
             reader.close()
+            return tiles
+        return None
 
     def close_all(self) -> None:
         """Let go of every slide."""
@@ -91,25 +99,35 @@ class _Throttle:
         self._never.wait(turn - now)
 
 
-def run_loader(seat: Seat, options: ReadingOptions, level: Level) -> None:
+class _Done(NamedTuple):
+    """A chunk that was read."""
+
+    lease: int
+    chunk: BigChunk
+    in_slot: bool
+    seconds: float
+
+
+def run_loader(seat: Seat, options: ReadingOptions, level: Level, slots: SharedSlots | None = None) -> None:
     """Serve the driver until it says stop."""
-    _Loader(seat, options, level).run()
+    _Loader(seat, options, level, slots).run()
 
 
 class _Loader:
-    def __init__(self, seat: Seat, options: ReadingOptions, level: Level) -> None:
+    def __init__(self, seat: Seat, options: ReadingOptions, level: Level, slots: SharedSlots | None) -> None:
         self._seat = seat
+        self._slots = slots
         self._options = options
         self._level = level
         self._readers = _Readers(options)
         self._throttle = _Throttle(options.min_chunk_interval_s)
         self._outputs = DataOutputs(seat.context)
         self._wakeup = Wakeup()
-        self._done: queue.SimpleQueue[Message | tuple[int, BigChunk, float] | BaseException] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Message | _Done | BaseException] = queue.SimpleQueue()
         self._orders: dict[int, ReadChunk] = {}
-        """Chunks being read or waiting, by lease; one that is taken out is not wanted any more."""
+        """Chunks being read or waiting here, by lease; one that is taken out is not wanted any more."""
         self._chunks: dict[int, BigChunk] = {}
-        """Chunks that wait to be sent."""
+        """Chunks that wait here to be sent: those that are in no slot."""
 
     def run(self) -> None:
         pool = ThreadPoolExecutor(self._options.threads, thread_name_prefix="decode")
@@ -156,32 +174,38 @@ class _Loader:
         elif isinstance(message, ResolveSlide):
             pool.submit(self._guarded, self._resolve, message)
         elif isinstance(message, CloseSlide):
-            pool.submit(self._guarded, self._close, message)
+            tiles = self._readers.close((message.patient, message.slide))
+            if tiles is not None:
+                self._seat.control.send(SlideClosed(message.patient, message.slide, tiles.decoded, tiles.seen))
         elif isinstance(message, EndpointGone):
             self._outputs.forget(message.endpoint)
 
-    def _report(self, done: Message | tuple[int, BigChunk, float] | BaseException) -> None:
+    def _report(self, done: Message | _Done | BaseException) -> None:
         if isinstance(done, BaseException):
             raise done
         if isinstance(done, Message):
             self._seat.control.send(done)
             return
-        lease, chunk, seconds = done
-        self._seat.clock.add("busy", seconds / self._options.threads)
-        if lease in self._orders:
-            self._chunks[lease] = chunk
-            self._seat.control.send(ChunkRead(lease, self._seat.clock.read()))
+        self._seat.clock.add("busy", done.seconds / self._options.threads)
+        if done.lease not in self._orders:
+            self._seat.control.send(ChunkDropped(done.lease))
+        elif done.in_slot:
+            del self._orders[done.lease]
+            skipped = done.chunk.skipped.tobytes() if done.chunk.skipped.any() else b""
+            self._seat.control.send(ChunkRead(done.lease, True, skipped, self._seat.clock.read()))
+        else:
+            self._chunks[done.lease] = done.chunk
+            self._seat.control.send(ChunkRead(done.lease, False, b"", self._seat.clock.read()))
 
     # ---- in the decode threads
 
-    def _guarded(self, work: Callable[[Any], Message | tuple[int, BigChunk, float] | None], order: Any) -> None:
+    def _guarded(self, work: Callable[[Any], Message | _Done], order: Any) -> None:
         try:
             result: Any = work(order)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             result = error
-        if result is not None:
-            self._done.put(result)
-            self._wakeup.set()
+        self._done.put(result)
+        self._wakeup.set()
 
     def _resolve(self, order: ResolveSlide) -> Message:
         with self._seat.doing.opening(order.patient, order.slide):
@@ -198,19 +222,23 @@ class _Loader:
         except (SlideError, OSError) as error:
             return SlideFailed(order.patient, order.slide, str(error))
 
-    def _read(self, order: ReadChunk) -> Message | tuple[int, BigChunk, float] | None:
+    def _read(self, order: ReadChunk) -> Message | _Done:
         if order.lease not in self._orders:
-            return None
+            return ChunkDropped(order.lease)
         self._throttle.wait()
         begun = time.monotonic()
         slide = order.slide
         try:
             with self._seat.doing.chunk(order.lease):
                 reader = self._readers.get((slide.patient, slide.slide), slide.path)
-                chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region)
+                memory = self._slot_of(order)
+                chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region, memory)
         except (SlideError, OSError) as error:
             return ChunkFailed(order.lease, str(error))
-        return order.lease, chunk, time.monotonic() - begun
+        return _Done(order.lease, chunk, memory is not None, time.monotonic() - begun)
 
-    def _close(self, order: CloseSlide) -> None:
-        self._readers.close((order.patient, order.slide))
+    def _slot_of(self, order: ReadChunk) -> UInt8Array | None:
+        """The memory that a chunk is to be read into; None for one of its own: no slot was free, or it is too large for any."""
+        if order.slot is None or self._slots is None or order.slide.chunk_bytes(order.chunk) > self._slots.spec.slot_bytes:
+            return None
+        return self._slots.slot(order.slot)

@@ -5,25 +5,27 @@ In: an open slide, what it was resolved to, a chunk's number.  Out: a BigChunk. 
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.config import OnBadRegion
 from streamwsi.errors import RegionError
-from streamwsi.geometry import Int64Array, Windows
+from streamwsi.geometry import Int64Array
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.slides.reader import Part, Rectangle, SlideReader
 
 
-def read_chunk(reader: SlideReader, resolved: ResolvedSlide, number: int, on_bad_region: OnBadRegion = "fail") -> BigChunk:
-    """The windows of chunk `number` with their pixels: as one region where they overlap, else packed.
+def read_chunk(
+    reader: SlideReader,
+    resolved: ResolvedSlide,
+    number: int,
+    on_bad_region: OnBadRegion = "fail",
+    memory: UInt8Array | None = None,
+) -> BigChunk:
+    """The windows of chunk `number` with their pixels, in `memory` where that is given.
 
     Raises RegionError when something cannot be read and `on_bad_region` is ``"fail"``; with ``"skip"``, windows that
     cannot be read on their own are flagged instead.
     """
-    chunk = blank_chunk(resolved, number)
+    chunk = resolved.blank_chunk(number, memory)
     try:
         reader.read_parts(resolved.level, _parts(chunk), own_rectangle(resolved, number))
     except RegionError:
@@ -31,21 +33,6 @@ def read_chunk(reader: SlideReader, resolved: ResolvedSlide, number: int, on_bad
             raise
         _read_each(reader, resolved.level, chunk)
     return chunk
-
-
-def blank_chunk(resolved: ResolvedSlide, number: int, memory: UInt8Array | None = None) -> BigChunk:
-    """Chunk `number` with its pixels still to be read, in `memory` ((n,) uint8, large enough) where that is given.
-
-    Pixels are one region where that is smaller than the windows are together, that is, where they overlap.
-    """
-    windows = resolved.grid().windows(resolved.chunks().indices(number))
-    origin, extent = _bounding_box(windows)
-    width, height = windows.size.max(axis=0).tolist()
-    dense = extent[0] * extent[1] < int(windows.size.prod(axis=1).sum())
-    shape = (extent[1], extent[0], 3) if dense else (len(windows), height, width, 3)
-    size = math.prod(shape)
-    pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
-    return BigChunk(windows, pixels.reshape(shape), origin if dense else None, np.zeros(len(windows), bool))
 
 
 def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
@@ -77,11 +64,3 @@ def _read_each(reader: SlideReader, level: int, chunk: BigChunk) -> None:
             reader.read_into(level, x, y, chunk.pixels_of(row))
         except RegionError:
             chunk.skipped[row] = True
-
-
-def _bounding_box(windows: Windows) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(x, y) and (width, height) of the smallest region that holds all windows, in pixels of the level read."""
-    first = windows.start.min(axis=0)
-    x, y = first.tolist()
-    width, height = ((windows.start + windows.size).max(axis=0) - first).tolist()
-    return (x, y), (width, height)

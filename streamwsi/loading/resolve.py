@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from streamwsi.config import OnBadRegion
+from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide, SlideInfo
 from streamwsi.errors import CollectorError, SlideError
-from streamwsi.geometry import Border, Grid, cut_blocks
+from streamwsi.geometry import Border, Grid, cut_chunks
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.slides.reader import SlideReader
 
@@ -37,6 +37,7 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     chunk_px: int
     threads: int
     min_chunk_interval_s: float
+    tile_cache_bytes: int = TILE_CACHE_BYTES
 
 
 class LevelError(CollectorError):
@@ -53,6 +54,7 @@ def resolve_slide(
     info = reader.info
     chosen = _choose_level(level, Slide(slide.path, slide.id, info), info)
     grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
+    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, info.tile_sizes[chosen], options.tile_cache_bytes // 3)
     return ResolvedSlide(
         patient=place[0],
         slide=place[1],
@@ -66,7 +68,8 @@ def resolve_slide(
         stride=options.stride,
         border=options.border,
         background=options.background,
-        block=cut_blocks(grid, options.batch_size, options.chunk_px).block,
+        block=chunks.block,
+        band=chunks.band,
         resampled_px=reader.resampled_px(chosen),
     )
 

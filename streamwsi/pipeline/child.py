@@ -23,6 +23,7 @@ from streamwsi.loading.main import run_loader
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.wire.channels import Address, remove_address
 from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.shared_memory import SharedSlots, SlotsSpec
 from streamwsi.writing.main import WritingOptions, run_publisher, run_writer
 
 Role = Literal["loader", "collector", "writer", "publisher"]
@@ -47,6 +48,13 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     """The descriptor of the folder's lock, held while this process lives, and not by those that the user's code starts."""
     box: int | None = None
     """The descriptor of its notes on what it is doing."""
+    slots: SlotsSpec | None = None
+    """The shared memory that pixels go through; None: they go through sockets."""
+
+    def descriptors(self) -> list[int]:
+        """The descriptors that it inherits."""
+        found = (self.lock, self.box, None if self.slots is None else self.slots.descriptor)
+        return [descriptor for descriptor in found if descriptor is not None]
 
 
 def write_startup(startup: Startup, pipe: IO[bytes]) -> None:
@@ -69,9 +77,8 @@ def main() -> None:
     if not length or len(data) < length:
         sys.exit(_EXIT_ALONE)
     startup = msgspec.msgpack.decode(data, type=Startup)
-    for descriptor in (startup.lock, startup.box):
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)
+    for descriptor in startup.descriptors():
+        os.set_inheritable(descriptor, False)
     threading.Thread(target=_end_when_alone, args=(pipe, startup.address), name="driver-watch", daemon=True).start()
     try:
         with Seat(startup.address, startup.name, startup.box) as seat:
@@ -90,13 +97,21 @@ def _serve(seat: Seat, startup: Startup) -> None:
         except Exception as error:
             raise UserCodeError(f"loading the {'level callable' if startup.role == 'loader' else 'collector'}") from error
     if startup.reading is not None:
-        run_loader(seat, startup.reading, startup.level if thing is None else thing)
+        run_loader(seat, startup.reading, startup.level if thing is None else thing, _slots(startup))
     elif startup.collecting is not None and thing is not None:
-        run_collector(seat, startup.collecting, thing)
+        run_collector(seat, startup.collecting, thing, _slots(startup))
     elif startup.writing is not None and startup.role == "writer":
         run_writer(seat, startup.writing)
     elif startup.writing is not None:
         run_publisher(seat, startup.writing, thing)
+
+
+def _slots(startup: Startup) -> SharedSlots | None:
+    if startup.slots is None:
+        return None
+    slots = SharedSlots(startup.slots)
+    os.close(startup.slots.descriptor)  # the mapping has its own
+    return slots
 
 
 def _private_stdin() -> BinaryIO:

@@ -14,12 +14,13 @@ from typing import Any
 from streamwsi.collecting.collector import StreamCollector, overrides
 from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.spec import collector_arguments, collector_name, ship, source_hash
-from streamwsi.config import Defining, Durability, Execution, Transport, at_least, available_cpus, one_of
+from streamwsi.config import TILE_CACHE_BYTES, Defining, Durability, Execution, Transport, at_least, available_cpus, one_of
 from streamwsi.errors import ConfigError
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
-from streamwsi.pipeline.driver import Driver, Job
+from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder, clear_folder
+from streamwsi.pipeline.job import Job
 from streamwsi.pipeline.report import Report
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
@@ -52,6 +53,9 @@ class Pipeline:
         Pixels of a big chunk, about.
     collector_credits, writer_credits, loader_credits
         Chunks that one process of that kind may hold.
+    tile_cache_mb
+        Decoded tiles that a loader keeps for other chunks, in MB: with little, tiles under overlapping windows are decoded
+        again, or chunks are read in narrower bands.
     min_chunk_interval_s
         A loader begins chunks at least this far apart.
     max_restarts
@@ -61,7 +65,8 @@ class Pipeline:
     grace_s
         How long what is in flight may take to be committed after a signal.
     transport
-        ``"auto"``, ``"ipc"`` or ``"tcp"`` (encrypted).
+        How pixels come to the collectors: ``"shm"`` (shared memory, where there is enough; else as ``"ipc"``), ``"ipc"``
+        (sockets of the file system) or ``"tcp"`` (encrypted). ``"auto"`` is the first of them that there is.
     tcp_host
         Where ``"tcp"`` listens: an address or a name of this machine. Beyond loopback it takes `key_dir`.
     key_dir
@@ -92,6 +97,7 @@ class Pipeline:
         collector_credits: int = 2,
         writer_credits: int = 16,
         loader_credits: int | None = None,
+        tile_cache_mb: float = TILE_CACHE_BYTES / 1e6,
         min_chunk_interval_s: float = 0.0,
         max_restarts: int = 5,
         stall_timeout_s: float = 1800.0,
@@ -137,11 +143,12 @@ class Pipeline:
             loader_credits=threads + 2 if loader_credits is None else _count(loader_credits, "loader_credits"),
             collector_credits=_count(collector_credits, "collector_credits"),
             writer_credits=_count(writer_credits, "writer_credits"),
+            tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
             min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s"),
             max_restarts=at_least(max_restarts, 0, "max_restarts"),
             stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s"),
             grace_s=at_least(grace_s, 0, "grace_s"),
-            transport=one_of(transport, ("auto", "ipc", "tcp"), "transport"),
+            transport=one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport"),
             tcp_host=tcp_host,
             key_dir=None if key_dir is None else os.path.abspath(key_dir),
             durability=one_of(durability, ("process", "power"), "durability"),
@@ -187,6 +194,7 @@ class Pipeline:
                     chunk_px=self._execution.chunk_px,
                     threads=self._execution.threads,
                     min_chunk_interval_s=self._execution.min_chunk_interval_s,
+                    tile_cache_bytes=self._execution.tile_cache_bytes,
                 ),
                 level=0 if callable(loader.level) else loader.level,
                 shipped_level=shipped_level,
@@ -202,6 +210,7 @@ class Pipeline:
                 writing=WritingOptions(output=writer.options, durability=self._execution.durability),
                 execution=self._execution,
                 keys=keys,
+                slot_bytes=3 * max(self._execution.chunk_px, kernel_px),
                 quiet=self._quiet,
             )
             return Driver(job, folder).run()

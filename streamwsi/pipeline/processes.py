@@ -85,7 +85,7 @@ class Processes:
             process = subprocess.Popen(
                 [sys.executable, "-c", code, f"streamwsi-{startup.role}", str(number)],
                 stdin=subprocess.PIPE,
-                pass_fds=[number for number in (startup.lock, startup.box) if number is not None],
+                pass_fds=startup.descriptors(),
             )
         worker = Worker(startup.role, number, startup.name, process, device, startup.box)
         self.alive[worker.name] = worker

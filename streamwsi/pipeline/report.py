@@ -24,6 +24,8 @@ class SlideReport(msgspec.Struct, kw_only=True):
     reason: str | None = None
     """Why it failed."""
     reader: str | None = None
+    reader_reason: str | None = None
+    """Why it was not a faster reader, where there is one."""
     level: int | None = None
     expected: int | None = None
     """Windows of its plan; None where it could not be opened."""
@@ -35,6 +37,10 @@ class SlideReport(msgspec.Struct, kw_only=True):
     """Windows that have no status because the slide failed."""
     seconds: float | None = None
     """From its opening to its last commit."""
+    tiles_decoded: int | None = None
+    """Tiles decoded in this run, each as often as it was; None where the reader does not count them."""
+    tiles_distinct: int | None = None
+    """Tiles decoded at least once in this run."""
     resampled_px: float = 0.0
     """Largest shift of what was read against the level's own pixels, in pixels of the level; 0: exact."""
 
@@ -68,6 +74,8 @@ class Report(msgspec.Struct, kw_only=True):
     windows_per_second: float = 0.0
     restarts: int = 0
     refused_messages: int = 0
+    transport: str | None = None
+    """How pixels came to the collectors: ``shm``, ``ipc`` or ``tcp``; None where nothing was to be done."""
     limiting_stage: str | None = None
     """The stage whose workers were busiest."""
     stages: dict[str, StageReport] = {}

@@ -66,6 +66,7 @@ class Send(NamedTuple):
     collector: str
     writer: str
     slide: SlideKey
+    chunk: int
 
 
 class Drop(NamedTuple):
@@ -419,12 +420,14 @@ class Scheduler:
         self._give_up_reading(slide, behind=-1)
         self._advance(self._patients[key[0]], slide)
 
-    def chunk_read(self, lease: int) -> None:
-        """A loader has read a chunk."""
+    def chunk_read(self, lease: int) -> bool:
+        """A loader has read a chunk. Returns whether it is still wanted."""
         state = self._leases.get(lease)
-        if state is not None and state.step is _Step.READING:
-            state.step = _Step.READ
-            self._read.append(state)
+        if state is None or state.step is not _Step.READING:
+            return False
+        state.step = _Step.READ
+        self._read.append(state)
+        return True
 
     def chunk_failed(self, lease: int) -> SlideKey | None:
         """A loader cannot read a chunk: its slide fails. Returns the slide, or None where the lease is no longer held."""
@@ -678,7 +681,7 @@ class Scheduler:
         self._loaders[lease.loader] -= 1
         self._collectors[collector] += 1
         self._writers[writer] += 1
-        self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key))
+        self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key, lease.chunk))
         return True
 
     def _publish_patients(self) -> None:

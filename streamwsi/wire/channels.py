@@ -57,11 +57,11 @@ class Address(msgspec.Struct, frozen=True):
 def make_address(transport: str, host: str = hosts.LOOPBACK, keys: RunKeys | None = None) -> Address:
     """A new address: a private folder (mode 0700) for ``ipc``, keys for either.
 
-    ``auto`` is ``ipc`` where the system has it; `host` and `keys` are those of ``tcp``, by default this machine's loopback and
-    keys made for the run. Raises ConfigError when no folder can be made whose path is short enough, when nothing can listen on
-    the host, and when others could reach it and no keys are given.
+    ``auto`` and ``shm`` are ``ipc`` where the system has it. `host` and `keys` are those of ``tcp``, by default this machine's
+    loopback and keys made for the run. Raises ConfigError when no folder can be made whose path is short enough, when nothing
+    can listen on the host, and when others could reach it and no keys are given.
     """
-    if transport == "auto":
+    if transport in ("auto", "shm"):
         transport = "ipc" if zmq.has("ipc") and sys.platform != "win32" else "tcp"
     if transport == "tcp":
         if not zmq.has("curve"):

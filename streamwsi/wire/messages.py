@@ -90,6 +90,8 @@ class ReadChunk(Message, frozen=True):
     lease: int
     slide: ResolvedSlide
     chunk: int
+    slot: int | None
+    """The slot of the shared memory that its pixels go to; None: none is to be had, keep them."""
 
 
 class SendChunk(Message, frozen=True):
@@ -123,6 +125,20 @@ class EndpointGone(Message, frozen=True):
 
 
 # ---- driver → collector
+
+
+class TakeChunk(Message, frozen=True):
+    """Process the chunk in a slot of the shared memory, and send its pieces to a writer."""
+
+    lease: int
+    slot: int
+    slide: ResolvedSlide
+    chunk: int
+    patient: PatientRef
+    writer: str
+    """The writer's endpoint."""
+    skipped: bytes
+    """A byte for each window: 1 where it could not be read; empty: all could."""
 
 
 class AskFinished(Message, frozen=True):
@@ -204,9 +220,13 @@ class SlideFailed(Message, frozen=True):
 
 
 class ChunkRead(Message, frozen=True):
-    """A chunk was read and waits to be sent."""
+    """A chunk was read and waits to be sent, or lies in its slot."""
 
     lease: int
+    in_slot: bool
+    """Its pixels are in the slot that was named; the loader has nothing to do with it any more."""
+    skipped: bytes
+    """Of a chunk in a slot: a byte for each window, 1 where it could not be read; empty: all could."""
     clock: Clock
 
 
@@ -217,12 +237,36 @@ class ChunkFailed(Message, frozen=True):
     reason: str
 
 
+class ChunkDropped(Message, frozen=True):
+    """A chunk that was to be forgotten is not being read any more."""
+
+    lease: int
+
+
+class SlideClosed(Message, frozen=True):
+    """A slide was closed; what was decoded of it, where that is counted."""
+
+    patient: int
+    slide: int
+    tiles_decoded: int
+    tiles_seen: bytes
+    """A bit for each tile of each level: whether it was ever decoded."""
+
+
 class ChunkCollected(Message, frozen=True):
     """A chunk was processed and its pieces are on their way to the writer."""
 
     lease: int
+    kept: bool
+    """The user's code still holds pixels of it: its slot comes back later."""
     values: ValueSpec | None
     clock: Clock
+
+
+class SlotReturned(Message, frozen=True):
+    """Nobody holds pixels of a chunk any more, in whose slot something was still held when it was collected."""
+
+    lease: int
 
 
 class FinishedAnswer(Message, frozen=True):
@@ -337,6 +381,7 @@ AnyMessage = (
     | DropChunk
     | CloseSlide
     | EndpointGone
+    | TakeChunk
     | AskFinished
     | OpenPatient
     | RecordSlide
@@ -348,7 +393,10 @@ AnyMessage = (
     | SlideFailed
     | ChunkRead
     | ChunkFailed
+    | ChunkDropped
+    | SlideClosed
     | ChunkCollected
+    | SlotReturned
     | FinishedAnswer
     | PatientOpened
     | ChunksCommitted

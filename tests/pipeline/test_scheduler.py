@@ -275,7 +275,7 @@ class World:
     def repeat(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Something that was said before arrives once more, and changes nothing."""
         before = len(self.scheduler)
-        assert self._tell(event, *arguments) is None
+        assert not self._tell(event, *arguments)
         assert len(self.scheduler) == before
 
     def _tell(self, event: str, *arguments: Any) -> Any:

@@ -82,7 +82,7 @@ RESOLVED = ResolvedSlide(
 PATIENT = PatientRef("Ünal, 17", (("H&E", "/slides/a b.svs"),), {"label": 1, "nested": {"of": [None, 0.5, "x"]}})
 PIECES = Pieces(lease=7, patient=3, slide=1, chunk=2, values=ValueSpec("float32", (2,)), windows=4, rows=3)
 PAYLOAD = [np.arange(4, dtype=np.int64), np.zeros(4, np.uint8), np.ones((3, 2), np.float32)]
-SAMPLES: list[tuple[Message, list[Any]]] = [(Stop(), []), (ReadChunk(5, RESOLVED, 2), []), (PIECES, PAYLOAD)]
+SAMPLES: list[tuple[Message, list[Any]]] = [(Stop(), []), (ReadChunk(5, RESOLVED, 2, None), []), (PIECES, PAYLOAD)]
 
 
 # ---- there and back

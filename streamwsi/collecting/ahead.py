@@ -1,0 +1,112 @@
+"""Batches, each made ready while the one before it is being processed.
+
+In: chunks, as they arrive.  Out: their batches, in order.  Windows that overlap are copied together, once; those that lie side
+by side in their chunk are a batch as they are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from streamwsi.chunks import Batch, BigChunk, UInt8Array
+from streamwsi.collecting.rows import ChunkRows
+from streamwsi.dataset import Patient, Slide
+from streamwsi.resolved import ResolvedSlide
+
+
+@dataclass(eq=False)
+class ChunkWork:
+    """A chunk that is to be processed."""
+
+    lease: int
+    number: int
+    resolved: ResolvedSlide
+    slide: Slide
+    patient: Patient
+    writer: str
+    """The endpoint that its pieces go to."""
+    chunk: BigChunk
+    memory: UInt8Array | None = None
+    """The slot that holds its pixels; None: they are its own."""
+    rows: ChunkRows | None = field(default=None, init=False)
+    """What was made of it so far."""
+
+    def let_go(self) -> weakref.ref[UInt8Array] | None:
+        """Let go of the pixels; returns a reference that is dead once nobody else holds any, where they lie in a slot."""
+        memory = None if self.memory is None else weakref.ref(self.memory)
+        self.memory = None
+        del self.chunk
+        return memory
+
+
+@dataclass(eq=False)
+class Step:
+    """One batch of a chunk."""
+
+    work: ChunkWork
+    members: npt.NDArray[np.intp]
+    """The chunk's rows that are in it; none where nothing of the chunk could be read."""
+    last: bool
+    """It is the chunk's last."""
+    _pixels: Future[UInt8Array]
+
+    def batch(self) -> Batch:
+        """The batch, ready. Call it once."""
+        pixels, self._pixels = self._pixels.result(), Future()
+        return Batch(pixels, self.work.chunk.windows.take(self.members), self.work.slide, self.work.patient)
+
+
+class Ahead:
+    """Cuts chunks into batches, and makes the next one ready in a thread of its own."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._arrived: deque[ChunkWork] = deque()
+        self._members: Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]] = iter(())
+        self._next: Step | None = None
+
+    def add(self, work: ChunkWork) -> None:
+        """A chunk has arrived."""
+        self._arrived.append(work)
+
+    def take(self, more: Callable[[], None]) -> Step | None:
+        """The next batch; None where no chunk is there. `more` is called for chunks to be added before there are none left."""
+        step = self._next or self._prepare(more)
+        self._next = self._prepare(more) if step is not None else None
+        return step
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, more: Callable[[], None]) -> Step | None:
+        found = next(self._members, None)
+        if found is None:
+            if not self._arrived:
+                more()
+            if not self._arrived:
+                return None
+            self._members = self._cut(self._arrived.popleft())
+            found = next(self._members)
+        work, members, last = found
+        pixels: Future[UInt8Array] = Future()
+        if not len(members):
+            pixels.set_result(work.chunk.pixels)
+        elif (side_by_side := work.chunk.as_stacked(members)) is not None:
+            pixels.set_result(side_by_side)
+        else:
+            pixels = self._thread.submit(work.chunk.stack, members)
+        return Step(work, members, last, pixels)
+
+    def _cut(self, work: ChunkWork) -> Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]]:
+        all_members = list(work.chunk.batch_rows(self._batch_size)) or [np.empty(0, np.intp)]
+        for number, members in enumerate(all_members, 1):
+            yield work, members, number == len(all_members)

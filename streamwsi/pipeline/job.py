@@ -1,0 +1,37 @@
+"""Everything a run needs, checked and ready.
+
+In: options.  Out: the same in one place, for the driver and those it starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamwsi.collecting.main import CollectingOptions
+from streamwsi.collecting.spec import Shipped
+from streamwsi.config import Execution
+from streamwsi.dataset import Dataset
+from streamwsi.loading.resolve import ReadingOptions
+from streamwsi.wire.keys import RunKeys
+from streamwsi.writing.main import WritingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one run is to do."""
+
+    dataset: Dataset
+    reading: ReadingOptions
+    level: int
+    shipped_level: Shipped | None
+    collecting: CollectingOptions
+    collector: Shipped
+    asks_finished: bool
+    gathers: bool
+    writing: WritingOptions
+    execution: Execution
+    keys: RunKeys | None
+    """Those that the user gives; None: they are made for the run."""
+    slot_bytes: int
+    """What a slot of the shared memory is to hold: the pixels of the largest chunk that is planned."""
+    quiet: bool

@@ -1,0 +1,111 @@
+"""Memory that the processes of a run share: slots, each of which holds one big chunk's pixels.
+
+In: how many slots, of what size.  Out: a descriptor that children inherit, and views into the slots.  Who may use which slot is
+said elsewhere, over sockets.
+
+The memory has no name: it is a file that exists in memory only (``memfd_create``), or one whose name is removed as soon as it
+is open. It goes with the last process that has it, however that ends; there is nothing to clean up, and no other process can
+find it. All of it is had before it is used: what the system does not have is refused when it is made, and no write into it can
+fail later with a bus error, as in a ``/dev/shm`` that is too small. (``multiprocessing.shared_memory`` has neither property:
+its blocks outlive a killed run, and before Python 3.13 the first child that ends removes those of the others.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from streamwsi.chunks import UInt8Array
+
+_SHARE_OF_FREE = 0.5
+"""Of the memory that is free, what a run may take for its slots."""
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMORY_FOLDER = "/dev/shm"
+"""Where a file without a name is made, where there is no ``memfd_create``, if there is such a place."""
+
+
+class SlotsError(Exception):
+    """The memory cannot be had; the message says why."""
+
+
+class SlotsSpec(msgspec.Struct, frozen=True):
+    """What a child is told of the slots."""
+
+    descriptor: int
+    count: int
+    slot_bytes: int
+
+
+class SharedSlots:
+    """The slots, mapped into this process. Views into them stay good until the last is gone, also after `close`."""
+
+    def __init__(self, spec: SlotsSpec) -> None:
+        self.spec = spec
+        self._map = mmap.mmap(spec.descriptor, spec.count * spec.slot_bytes)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+
+    def slot(self, number: int) -> UInt8Array:
+        """(slot bytes,) uint8, writable: one slot. All views into what is returned keep it alive, and it alone."""
+        if not 0 <= number < self.spec.count:
+            raise IndexError(f"there is no slot {number}: there are {self.spec.count}")
+        start = number * self.spec.slot_bytes
+        # through a memoryview, so that NumPy does not look through it: whoever holds a view holds this array
+        return np.frombuffer(memoryview(self._map)[start : start + self.spec.slot_bytes], np.uint8)
+
+
+def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
+    """Memory for `count` slots of at least `slot_bytes` each, all of it there. Raises SlotsError saying what is in the way."""
+    slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = count * slot_bytes
+    free = free_memory_bytes()
+    if free is not None and size > free * _SHARE_OF_FREE:
+        raise SlotsError(f"{size / 1e6:.0f} MB are more than half of the {free / 1e6:.0f} MB that are free")
+    descriptor = _nameless_file(size)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+    except OSError as error:
+        os.close(descriptor)
+        raise SlotsError(f"{size / 1e6:.0f} MB cannot be had: {error.strerror}") from error
+    return SlotsSpec(descriptor, count, slot_bytes)
+
+
+def _nameless_file(size: int) -> int:
+    try:
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create("streamwsi-slots", os.MFD_CLOEXEC)
+        folder = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else tempfile.gettempdir()
+        there = os.statvfs(folder)
+        if there.f_bavail * there.f_frsize < size:
+            raise SlotsError(f"{folder} has {there.f_bavail * there.f_frsize / 1e6:.0f} MB left, {size / 1e6:.0f} are needed")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.dup(file.fileno())
+    except (OSError, AttributeError) as error:
+        raise SlotsError(f"no file in memory can be made: {error}") from error
+
+
+def free_memory_bytes() -> int | None:
+    """What the system has left, and what this process's control group may still take; None where neither is known.
+
+    Source: proc(5), ``MemAvailable``; Linux, ``admin-guide/cgroup-v2``, ``memory.max`` and ``memory.current``.
+    """
+    known = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))[3:]
+        for group in (Path(own), *Path(own).parents):
+            folder = _CGROUP / str(group).lstrip("/")
+            most = (folder / "memory.max").read_text().strip() if (folder / "memory.max").exists() else "max"
+            if most != "max":
+                known.append(max(0, int(most) - int((folder / "memory.current").read_text())))
+    return min(known, default=None)

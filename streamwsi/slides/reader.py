@@ -50,6 +50,24 @@ class SlideReader(Protocol):
         """
         ...
 
+    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+        """As `read_region`, into an array that is there already: no copy in between.
+
+        Parameters
+        ----------
+        level, x, y
+            As for `read_region`.
+        out
+            (height, width, 3) uint8, RGB; its last two axes contiguous, its rows anywhere. All of it is written, the
+            background too.
+
+        Raises
+        ------
+        SlideError, RegionError
+            As `read_region`. What `out` then holds is undefined.
+        """
+        ...
+
     def resampled_px(self, level: int) -> float:
         """Largest shift, in pixels of the level, of what `read_region` gives against the level read whole; 0: exact."""
         ...
@@ -86,5 +104,11 @@ def open_slide(
 def blank(width: int, height: int, background: tuple[int, int, int]) -> UInt8Array:
     """(height, width, 3) uint8 of the background colour."""
     pixels = np.empty((height, width, 3), np.uint8)
-    pixels[...] = background
+    fill(pixels, background)
     return pixels
+
+
+def fill(pixels: UInt8Array, background: tuple[int, int, int]) -> None:
+    """Make all of `pixels`, (height, width, 3) uint8, the background colour."""
+    for channel, value in enumerate(background):  # four times as fast as all channels at once
+        pixels[..., channel] = value

@@ -110,5 +110,5 @@ def blank(width: int, height: int, background: tuple[int, int, int]) -> UInt8Arr
 
 def fill(pixels: UInt8Array, background: tuple[int, int, int]) -> None:
     """Make all of `pixels`, (height, width, 3) uint8, the background colour."""
-    for channel, value in enumerate(background):  # four times as fast as all channels at once
+    for channel, value in enumerate(background):  # a fifth of the time that all channels at once take
         pixels[..., channel] = value

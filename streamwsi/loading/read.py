@@ -60,7 +60,9 @@ def _parts(chunk: BigChunk) -> list[Part]:
 def _read_each(reader: SlideReader, level: int, chunk: BigChunk) -> None:
     """Read the windows of a chunk one by one into its pixels; flag those that cannot be read."""
     for row, (x, y) in enumerate(chunk.windows.start.tolist()):
+        target = chunk.pixels_of(row)
         try:
-            reader.read_into(level, x, y, chunk.pixels_of(row))
+            # not straight into its place, which it may share with others: what a read that fails leaves there is anything
+            target[...] = reader.read_region(level, x, y, target.shape[1], target.shape[0])
         except RegionError:
             chunk.skipped[row] = True

@@ -26,7 +26,8 @@ from PIL import Image
 from streamwsi.chunks import UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.errors import RegionError, SlideError
-from streamwsi.slides.reader import Part, Rectangle, TilesRead, blank
+from streamwsi.slides.argb import read_argb, store_rgb
+from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 
 _EXACT_PX = 0.95 / 512
 """A region that begins this close to a whole pixel of the level is copied as it is."""
@@ -51,26 +52,26 @@ class OpenSlideReader:
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
         """The level's own pixels; see :meth:`SlideReader.read_region`."""
+        pixels = np.empty((height, width, 3), np.uint8)
+        self.read_into(level, x, y, pixels)
+        return pixels
+
+    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+        """The level's own pixels, into `out`; see :meth:`SlideReader.read_into`."""
         if not 0 <= level < self.info.level_count:
             raise SlideError(f"{self.path} has no level {level}: it has levels 0 to {self.info.level_count - 1}")
+        height, width = out.shape[:2]
         level_width, level_height = self.info.level_dimensions[level]
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, level_width), min(y + height, level_height)
-        if (left, top, right, bottom) == (x, y, x + width, y + height) and max(width, height) <= _LARGEST_READ_PX - _SEARCH_PX:
-            return self._read_exact(level, x, y, width, height)
-        pixels = blank(width, height, self.background)
+        if (left, top, right, bottom) != (x, y, x + width, y + height):
+            fill(out, self.background)
         step = _LARGEST_READ_PX - _SEARCH_PX
         for part_y in range(top, bottom, step):
             for part_x in range(left, right, step):
                 part_w, part_h = min(step, right - part_x), min(step, bottom - part_y)
-                pixels[part_y - y : part_y - y + part_h, part_x - x : part_x - x + part_w] = self._read_exact(
-                    level, part_x, part_y, part_w, part_h
-                )
-        return pixels
-
-    def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
-        """The level's own pixels into `out`; see :meth:`SlideReader.read_into`."""
-        out[...] = self.read_region(level, x, y, out.shape[1], out.shape[0])
+                part = out[part_y - y : part_y - y + part_h, part_x - x : part_x - x + part_w]
+                self._read_exact(level, part_x, part_y, part)
 
     def read_parts(self, level: int, parts: Sequence[Part], own: Rectangle | None = None) -> None:
         """Several regions at once; see :meth:`SlideReader.read_parts`.
@@ -126,23 +127,21 @@ class OpenSlideReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _read_exact(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+    def _read_exact(self, level: int, x: int, y: int, out: UInt8Array) -> None:
         downsample = self.info.level_downsamples[level]
         level_width, level_height = self.info.level_dimensions[level]
         first_x = int(_snap_table(level_width, downsample)[0][x])
         first_y = int(_snap_table(level_height, downsample)[0][y])
         location = (round(first_x * downsample), round(first_y * downsample))
-        size = (x + width - first_x, y + height - first_y)
-        pixels = self._read(location, level, size)
-        return np.array(pixels[y - first_y :, x - first_x :])  # a copy: Pillow's own memory cannot be written to
+        self._read(location, level, (x - first_x, y - first_y), out)
 
-    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8Array:
+    def _read(self, location: tuple[int, int], level: int, surplus: tuple[int, int], out: UInt8Array) -> None:
         with self._lock:
             if self._closed:
                 raise SlideError(f"{self.path} is closed")
             handle = self._handle = self._handle or self._open()
         try:
-            return self._compose(handle.read_region(location, level, size))
+            return self._read_through(handle, location, level, surplus, out)
         except openslide.OpenSlideError:
             # An error sticks to the handle, and another thread's may have stuck to this one: only a handle of its own can
             # tell whether this region is to blame.
@@ -150,13 +149,29 @@ class OpenSlideReader:
         del handle  # the traceback of an error below would keep it open
         fresh = self._open()
         try:
-            return self._compose(fresh.read_region(location, level, size))
+            self._read_through(fresh, location, level, surplus, out)
         except openslide.OpenSlideError as error:
+            width, height = _with_surplus(out, surplus)
             raise RegionError(
-                f"{self.path}: level {level} cannot be read at {location} (level-0 pixels), {size[0]} x {size[1]} px: {error}"
+                f"{self.path}: level {level} cannot be read at {location} (level-0 pixels), {width} x {height} px: {error}"
             ) from error
         finally:
             fresh.close()
+
+    def _read_through(
+        self,
+        handle: openslide.OpenSlide,
+        location: tuple[int, int],
+        level: int,
+        surplus: tuple[int, int],
+        out: UInt8Array,
+    ) -> None:
+        """Fill `out` with what lies `surplus` (right, down) of `location`."""
+        size = _with_surplus(out, surplus)
+        wanted = slice(surplus[1], None), slice(surplus[0], None)
+        argb = read_argb(handle, location, level, size)
+        if argb is None or not store_rgb(argb[wanted], out, self.background):
+            out[...] = self._compose(handle.read_region(location, level, size))[wanted]
 
     def _forget(self, handle: openslide.OpenSlide) -> None:
         with self._lock:
@@ -164,8 +179,6 @@ class OpenSlideReader:
                 self._handle = None
 
     def _compose(self, picture: Image.Image) -> UInt8Array:
-        if picture.getchannel("A").getextrema() == (255, 255):
-            return np.asarray(picture.convert("RGB"))
         canvas = Image.new("RGB", picture.size, self.background)
         canvas.paste(picture, mask=picture)
         return np.asarray(canvas)
@@ -181,6 +194,11 @@ class OpenSlideReader:
             raise SlideError(f"{self.path} is not in a format that OpenSlide reads, or it is damaged") from error
         except (openslide.OpenSlideError, OSError) as error:
             raise SlideError(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
+
+
+def _with_surplus(out: UInt8Array, surplus: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the read that fills `out`, in pixels of the level."""
+    return out.shape[1] + surplus[0], out.shape[0] + surplus[1]
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import msgspec
-import numpy as np
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.dataset import SlideInfo
@@ -71,9 +70,20 @@ class SlideReader(Protocol):
         ...
 
     def read_into(self, level: int, x: int, y: int, out: UInt8Array) -> None:
-        """As :meth:`read_region`, into `out`: (height, width, 3) uint8, of any strides whose last two axes are contiguous.
+        """As `read_region`, into an array that is there already: no copy in between.
 
-        All of it is written to. After an error it holds anything.
+        Parameters
+        ----------
+        level, x, y
+            As for `read_region`.
+        out
+            (height, width, 3) uint8, RGB; its last two axes contiguous, its rows anywhere. All of it is written, the
+            background too.
+
+        Raises
+        ------
+        SlideError, RegionError
+            As `read_region`. What `out` then holds is undefined.
         """
         ...
 
@@ -146,8 +156,7 @@ def open_slide(
     return through
 
 
-def blank(width: int, height: int, background: tuple[int, int, int]) -> UInt8Array:
-    """(height, width, 3) uint8 of the background colour."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    pixels[...] = background
-    return pixels
+def fill(pixels: UInt8Array, background: tuple[int, int, int]) -> None:
+    """Make all of `pixels`, (height, width, 3) uint8, the background colour."""
+    for channel, value in enumerate(background):  # a fifth of the time that all channels at once take
+        pixels[..., channel] = value

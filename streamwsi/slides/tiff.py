@@ -23,7 +23,7 @@ import numpy.typing as npt
 from streamwsi.chunks import UInt8Array
 from streamwsi.errors import SlideError
 from streamwsi.slides.openslide import OpenSlideReader
-from streamwsi.slides.reader import Part, Rectangle, TilesRead
+from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
 
@@ -135,7 +135,7 @@ class TiffReader:
             x, y, out = part
             right, bottom = x + out.shape[1], y + out.shape[0]
             if x < 0 or y < 0 or right > width or bottom > height:
-                out[...] = self.openslide.background
+                fill(out, self.openslide.background)
             for row in range(max(y, 0) // tile_h, -(-min(bottom, height) // tile_h)):
                 for column in range(max(x, 0) // tile_w, -(-min(right, width) // tile_w)):
                     users.setdefault((row, column), []).append(part)
@@ -155,7 +155,7 @@ class TiffReader:
             targets.append((target, slice(from_y - top, to_y - top), slice(from_x - left, to_x - left)))
         if level.empty[row, column]:
             for target, _, _ in targets:
-                target[...] = self.openslide.background
+                fill(target, self.openslide.background)
             return 0
         decoded = 1
         if own is not None and not (own[0] <= left and own[1] <= top and right <= own[2] and bottom <= own[3]):

@@ -143,6 +143,41 @@ class ReaderContract:
         first[...] = 0
         assert again.any()
 
+    @pytest.mark.parametrize("name", UNDAMAGED)
+    def test_regions_are_read_into_rows_of_a_larger_array(self, shared_slides, name):
+        with self.open_reader(slide_file(shared_slides, name), MAUVE) as reader:
+            for level in range(reader.info.level_count):
+                for x, y, width, height in some_regions(reader.info.level_dimensions[level], 5, seed=level):
+                    larger = np.full((height + 3, width + 5, 3), 77, np.uint8)
+                    out = larger[1:-2, 2:-3]
+                    reader.read_into(level, x, y, out)
+                    expected = reader.read_region(level, x, y, width, height)
+                    np.testing.assert_array_equal(out, expected, strict=True, err_msg=f"level {level}, {x, y, width, height}")
+                    out[...] = 77
+                    assert np.all(larger == 77), "written beside what was asked for"
+
+    def test_rows_may_stand_in_any_order(self, bundled):
+        with self.open_reader(bundled) as reader:
+            upside_down = np.zeros((300, 400, 3), np.uint8)
+            reader.read_into(0, 2000, 2900, upside_down[::-1])
+            every_other = np.zeros((600, 400, 3), np.uint8)
+            reader.read_into(0, 2000, 2900, every_other[::2])
+            expected = reader.read_region(0, 2000, 2900, 400, 300)
+        np.testing.assert_array_equal(upside_down[::-1], expected)
+        np.testing.assert_array_equal(every_other[::2], expected)
+        assert not every_other[1::2].any()
+
+    def test_reading_into_fails_as_reading_does(self, shared_slides):
+        name, (x, y, _, _) = BAD_TILE
+        out = np.zeros((20, 20, 3), np.uint8)
+        with self.open_reader(shared_slides / name) as reader:
+            with pytest.raises(RegionError, match=r"CMU-1-badtile67\.svs"):
+                reader.read_into(0, x, y, out)
+            with pytest.raises(SlideError, match=r"has no level 1: it has levels 0 to 0"):
+                reader.read_into(1, 0, 0, out)
+        with pytest.raises(SlideError, match="is closed"):
+            reader.read_into(0, 0, 0, out)
+
     @pytest.mark.parametrize("background", [WHITE, MAUVE])
     def test_what_lies_outside_the_slide_is_background(self, bundled, background):
         with self.open_reader(bundled, background) as reader:

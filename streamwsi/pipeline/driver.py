@@ -143,6 +143,8 @@ class Driver:
                     self._run_workers()
             else:
                 self._progress.say("every patient was finished by an earlier run: nothing to do")
+        except Exception as error:  # noqa: BLE001 - raised below, once it stands in the report
+            self._failure = self._failure or error
         finally:
             self._progress.close()
             self._report.seconds = round(time.monotonic() - begun, 3)
@@ -445,7 +447,8 @@ class Driver:
         if publisher is None or publisher.name == getattr(self, "_publishing_all", None):
             return
         self._publishing_all = publisher.name
-        order = messages.PublishAll(tuple(self._sealed), self._stops, self._report_failed())
+        in_order = tuple(report.id for report in self._reports.values() if report.id in set(self._sealed))
+        order = messages.PublishAll(in_order, self._stops, self._report_failed())
         self._tell(publisher.name, order)
 
     # ---- messages
@@ -472,6 +475,14 @@ class Driver:
         if message.values is not None and not self._same_values(message.values):
             return
         known = {slide.slide: slide for slide in message.slides}
+        for number, gone in known.items():
+            if number >= len(self._job.dataset[patient].slides):
+                journal = self._folder.layout.journal(gone.patient_id)
+                self._failure = OutputError(
+                    f"{journal} holds slide {gone.id!r} of patient {gone.patient_id!r}, which the dataset has no more: choose "
+                    f"another folder, or remove that journal, and the patient is done afresh"
+                )
+                return
         for number in range(len(self._job.dataset[patient].slides)):
             key = (patient, number)
             if key in self._resolved:
@@ -619,11 +630,6 @@ class Driver:
                 slide.skipped, slide.stopped = published.skipped, published.stopped
             if self._job.gathers:
                 self._report.results[patient.id] = decode_result(layout.result_file(patient.id).read_bytes())
-        if self._job.writing.output.one_file and 0 < len(todo) < len(self._reports):
-            raise OutputError(
-                f"{layout.folder} holds one file of {len(self._reports) - len(todo)} patients, which is finished; patient "
-                f"{self._reports[todo[0]].id!r} cannot be added to it: choose another folder, or pass overwrite to start afresh"
-            )
         return todo
 
     def _same_values(self, spec: ValueSpec) -> bool:
@@ -678,8 +684,7 @@ class Driver:
             if self._failure is None:
                 self._failure = RunError(f"{self._folder.layout.report_file} cannot be written: {error}")
         if report.state in ("done", "some slides failed"):
-            with contextlib.suppress(OSError):  # journals of failed slides are kept in it
-                self._folder.layout.journal_dir.rmdir()
+            self._folder.remove_empty_folders()
 
 
 def _difference(before: ResolvedSlide, now: ResolvedSlide) -> str | None:

@@ -68,7 +68,7 @@ class _Writer:
         self._journals: dict[int, Journal] = {}
         self._slides: dict[tuple[int, int], ResolvedSlide] = {}
         self._early: list[tuple[Pieces, list[memoryview]]] = []
-        """Pieces that came before the driver's word on their slide, which takes another way."""
+        """Pieces that came before the driver's word on their slide, which takes another way; the credits say how many."""
 
     def run(self) -> None:
         poll = Poll(self._seat.control, self._data)
@@ -119,7 +119,7 @@ class _Writer:
             slide = self._slides.get((message.patient, message.slide))
             if slide is None:
                 # Known later, or its patient was sealed and the pieces come from a chunk that was processed twice
-                if message.patient in self._journals and len(self._early) < _GROUP:
+                if message.patient in self._journals:
                     self._early.append((message, payload))
                 continue
             try:

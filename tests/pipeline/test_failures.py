@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -257,18 +258,21 @@ def test_a_signal_stops_the_run_and_running_again_goes_on(
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     assert time.monotonic() - begun < PROMPT_S and "Traceback" not in errors
-    assert json.loads((tmp_path / "report.json").read_text())["state"] == "interrupted"
-    assert 0 < finish(slow, tmp_path)["windows"] < ALL_WINDOWS
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "interrupted" and 0 < report["windows"] < ALL_WINDOWS
+    assert finish(slow, tmp_path)["windows"] == ALL_WINDOWS - report["windows"]
     assert_same_files(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("role", ["loader", "collector", "writer"])
 def test_a_worker_that_is_killed_is_replaced(slow: list[object], undisturbed: Path, tmp_path: Path, role: str) -> None:
     process = begin(slow, tmp_path)
+    begun = time.monotonic()
     workers_of(process.pid, role)[0].kill()
+    until_line(process, "was killed by SIGKILL; it is replaced")
+    assert time.monotonic() - begun < PROMPT_S
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "was killed by SIGKILL; it is replaced" in errors
     assert json.loads((tmp_path / "report.json").read_text())["restarts"] == 1
     assert_same_files(tmp_path, undisturbed)
 
@@ -319,6 +323,17 @@ def test_a_stage_that_makes_no_progress_ends_the_run(slow: list[object], tmp_pat
     assert re.search(
         rf"the {role}s have made no progress for 1 s .* on chunk \d+ \(.*\) of slide 'copy\d' of patient 'copy\d'", errors
     )
+
+
+def test_setting_up_is_not_a_stall(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Loading(sw.StreamCollector):
+        def setup(self) -> None:
+            threading.Event().wait(3)
+
+        def process(self, batch: sw.Batch) -> Any:
+            return np.zeros(len(batch))
+
+    assert run(one_patient, tmp_path, Loading(), stall_timeout_s=1).exit_code == 0
 
 
 def test_when_the_driver_is_killed_its_children_end_and_nothing_committed_is_lost(
@@ -404,6 +419,18 @@ def test_what_a_collector_prints_does_not_mix_with_the_json(bundled: Path, tmp_p
     collector = collector_file(tmp_path, "print('hello')\nreturn [0] * len(batch)")
     done = cli("heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--json")
     assert json.loads(done.stdout)["state"] == "done" and "hello" in done.stderr
+
+
+def test_what_does_not_finish_in_the_time_of_grace_is_given_up(bundled: Path, tmp_path: Path) -> None:
+    collector = collector_file(tmp_path, "print('stuck', flush=True)\nthreading.Event().wait()")
+    command = [*CLI, "heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--grace", "1"]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    until_line(process, "stuck")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(1 + 2 * PROMPT_S) == 143
+    assert time.monotonic() - begun > 1
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["state"] == "interrupted"
 
 
 def test_the_second_interrupt_does_not_wait(bundled: Path, tmp_path: Path) -> None:

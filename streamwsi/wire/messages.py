@@ -270,6 +270,12 @@ class SlideCounts(msgspec.Struct, frozen=True, array_like=True):
     stopped: int
 
 
+class StillPublishing(Message, frozen=True):
+    """A publication goes on."""
+
+    clock: Clock
+
+
 class PatientPublished(Message, frozen=True):
     """A patient's file has its final name."""
 
@@ -353,6 +359,7 @@ AnyMessage = (
     | PatientOpened
     | ChunksCommitted
     | PatientSealed
+    | StillPublishing
     | PatientPublished
     | AllPublished
     | WorkerFailed

@@ -447,3 +447,18 @@ def test_the_second_interrupt_does_not_wait(bundled: Path, tmp_path: Path) -> No
 def until_line(process: subprocess.Popen[str], text: str) -> None:
     assert process.stderr is not None
     assert any(text in line for line in process.stderr), f"the process ended without saying {text!r}"
+
+
+def test_a_publication_that_goes_on_is_not_a_stall(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Thorough(sw.StreamCollector):
+        mode = "accumulate"
+
+        def process(self, batch: sw.Batch) -> Any:
+            return np.ones(len(batch))
+
+        def accumulate(self, previous: Any, piece: sw.ProcessedPiece, patient: sw.Patient) -> Any:
+            threading.Event().wait(0.04)
+            return (previous or 0) + 1
+
+    report = run(one_patient, tmp_path, Thorough(), stall_timeout_s=2)
+    assert report.seconds > 4 and report.results == {"p": 108}

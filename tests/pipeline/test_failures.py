@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -462,3 +463,27 @@ def test_a_publication_that_goes_on_is_not_a_stall(one_patient: sw.Dataset, tmp_
 
     report = run(one_patient, tmp_path, Thorough(), stall_timeout_s=2)
     assert report.seconds > 4 and report.results == {"p": 108}
+
+
+def test_a_run_whose_words_nobody_reads_any_more_goes_on(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
+    process = begin(slow, tmp_path)
+    assert process.stderr is not None
+    process.stderr.close()
+    workers_of(process.pid, "collector")[0].kill()  # there is something to say
+    assert process.wait(60) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["restarts"] == 1
+    assert_same_files(tmp_path, undisturbed)
+
+
+def test_an_error_that_nobody_has_thought_of_is_not_taken_for_a_slide_that_failed(bundled: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from streamwsi.pipeline import driver\n"
+        "def broken(*arguments): raise LookupError('nobody has thought of this')\n"
+        "driver.make_address = broken\n"
+        "from streamwsi.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, script, "heatmap", bundled, "--out", tmp_path / "out", "--collector", "mean"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "LookupError: nobody has thought of this" in done.stderr and "Traceback" in done.stderr

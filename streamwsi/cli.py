@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamwsi._version import __version__
-from streamwsi.errors import ConfigError, Interrupted, StreamwsiError
+from streamwsi.errors import ConfigError, Interrupted, RunError, StreamwsiError
 from streamwsi.geometry import BORDERS
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def main() -> None:
     except StreamwsiError as error:
         print(f"streamwsi: error: {error}", file=sys.stderr)
         code = error.exit_code
+    except Exception:  # noqa: BLE001 - Python would end with 1, which means that some slides failed
+        traceback.print_exc()
+        code = RunError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -126,6 +126,34 @@ def test_a_collector_of_the_examples_can_be_named_on_the_command_line(tmp_path: 
     assert (tmp_path / "out" / "CMU-1-Small-Region.csv").read_text().startswith("slide,index,x,y,level,width,height,redness,")
 
 
+def tests_in(path: Path) -> set[str]:
+    """What pytest finds in a file, as it is called there: functions, classes, and cases of state machines."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in found if name.lower().startswith("test")}
+
+
+def test_every_test_that_a_promise_rests_on_is_there() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([^`\s]+\.py)::([^`\s]+)`", text)
+    assert len(named) > 90 and len(named) == text.count("::")
+    for path, name in named:
+        assert name in tests_in(ROOT / "tests" / path), f"docs/reliability.md names tests/{path}::{name}, which is not there"
+
+
+def test_every_promise_rests_on_a_test() -> None:
+    promises = 0
+    for table in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split("| promise | held by |\n|---|---|\n")[1:]:
+        for row in table.partition("\n\n")[0].splitlines():
+            assert "::test_" in row or "::Test" in row, row
+            promises += 1
+    assert promises > 50
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

@@ -5,12 +5,10 @@ In: what happened, as the driver hears it.  Out: a Report.  Decides nothing, spe
 
 from __future__ import annotations
 
-import contextlib
-
 from streamwsi._version import __version__
 from streamwsi.config import Execution
 from streamwsi.dataset import Dataset
-from streamwsi.errors import OutputError, RunError
+from streamwsi.errors import RunError
 from streamwsi.pipeline.child import ROLES, Role
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.progress import Progress
@@ -31,11 +29,9 @@ Counts = tuple[int, int, int]
 class Accounts:
     """The books of one run."""
 
-    def __init__(self, dataset: Dataset, folder: OutputFolder, gathers: bool, one_file: bool, quiet: bool) -> None:
-        """Raises OutputError when some patients stand in a finished file of all, and others do not."""
+    def __init__(self, dataset: Dataset, folder: OutputFolder, gathers: bool, quiet: bool) -> None:
         self._folder = folder
         self._dataset = dataset
-        self._one_file = one_file
         self._patients: dict[int, PatientReport] = {}
         self._clocks: dict[Role, dict[str, Clock]] = {role: {} for role in ROLES}
         self._tiles_seen: dict[SlideKey, int] = {}
@@ -188,8 +184,7 @@ class Accounts:
         except OSError as error:
             failure = failure or RunError(f"{self._folder.layout.report_file} cannot be written: {error}")
         if report.state in ("done", "some slides failed"):
-            with contextlib.suppress(OSError):  # journals of failed slides are kept in it
-                self._folder.layout.journal_dir.rmdir()
+            self._folder.remove_empty_folders()
         return failure
 
     def _find_patients_to_do(self, gathers: bool) -> list[int]:
@@ -212,10 +207,4 @@ class Accounts:
                 slide.skipped, slide.stopped = published.skipped, published.stopped
             if gathers:
                 self.report.results[patient.id] = decode_result(layout.result_file(patient.id).read_bytes())
-        if self._one_file and 0 < len(todo) < len(self._patients):
-            raise OutputError(
-                f"{layout.folder} holds one file of {len(self._patients) - len(todo)} patients, which is finished; "
-                f"patient {self._patients[todo[0]].id!r} cannot be added to it: choose another folder, or pass overwrite to "
-                "start afresh"
-            )
         return todo

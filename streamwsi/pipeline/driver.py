@@ -61,7 +61,6 @@ class Driver:
     """One run. Use it once."""
 
     def __init__(self, job: Job, folder: OutputFolder) -> None:
-        """Raises OutputError when patients cannot be added to what the folder holds."""
         self._job = job
         self._folder = folder
         self._signal: int | None = None
@@ -83,7 +82,7 @@ class Driver:
         self._stall_watch = StallWatch(job.execution.stall_timeout_s)
         self._slots = Slots(0)
         self._wakeup: Wakeup | None = None
-        self._accounts = Accounts(job.dataset, folder, job.gathers, job.writing.output.one_file, job.quiet)
+        self._accounts = Accounts(job.dataset, folder, job.gathers, job.quiet)
         self._scheduler = Scheduler(
             (PatientJob(number, len(job.dataset[number].slides)) for number in self._accounts.patients_to_do),
             Limits(
@@ -108,6 +107,8 @@ class Driver:
                     self._run_workers()
             else:
                 self._accounts.progress.say("every patient was finished by an earlier run: nothing to do")
+        except Exception as error:  # noqa: BLE001 - raised below, once it stands in the report
+            self._failure = self._failure or error
         finally:
             seconds = time.monotonic() - begun
             self._failure = self._accounts.close(
@@ -366,7 +367,8 @@ class Driver:
         if publisher is None or publisher.name == self._publishing_all:
             return
         self._publishing_all = publisher.name
-        order = messages.PublishAll(tuple(self._sealed), self._stops, self._accounts.any_failed)
+        in_order = tuple(patient.id for patient in self._job.dataset if patient.id in set(self._sealed))
+        order = messages.PublishAll(in_order, self._stops, self._accounts.any_failed)
         self._workforce.tell(publisher.name, order)
 
     # ---- messages
@@ -393,6 +395,14 @@ class Driver:
         if message.values is not None and not self._same_values(message.values):
             return
         known = {slide.slide: slide for slide in message.slides}
+        for number, gone in known.items():
+            if number >= len(self._job.dataset[patient].slides):
+                journal = self._folder.layout.journal(gone.patient_id)
+                self._failure = OutputError(
+                    f"{journal} holds slide {gone.id!r} of patient {gone.patient_id!r}, which the dataset has no more: choose "
+                    f"another folder, or remove that journal, and the patient is done afresh"
+                )
+                return
         for number in range(len(self._job.dataset[patient].slides)):
             key = (patient, number)
             if key in self._resolved:

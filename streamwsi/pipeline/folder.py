@@ -5,17 +5,22 @@ In: a folder and what a run is asked to do.  Out: a folder that is this run's al
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
-from streamwsi.config import Defining
+from streamwsi.config import Defining, OutputOptions
 from streamwsi.errors import DiskError, OutputError
 from streamwsi.pipeline.lock import FolderLock
 from streamwsi.values import ValueSpec
-from streamwsi.writing.layout import Layout, disk_errors, make_folder
+from streamwsi.writing.layout import ALL_PATIENTS, SUFFIXES, Layout, disk_errors, make_folder
+from streamwsi.writing.publish import PublishedPatient, read_record
 from streamwsi.writing.run_file import RunFile
 
 _PROBE_BYTES = 1 << 14
@@ -25,8 +30,8 @@ _PROBE_BYTES = 1 << 14
 class OutputFolder:
     """A run's folder, locked for as long as the run lives."""
 
-    def __init__(self, layout: Layout, run: RunFile) -> None:
-        """Check, make and lock the folder, and write what was asked.
+    def __init__(self, layout: Layout, run: RunFile, overwrite: bool = False) -> None:
+        """Check, make and lock the folder, and write what was asked; `overwrite` removes what an earlier run has left.
 
         Raises OutputError when it cannot be written, when another run uses it, or when it holds the results of another run.
         """
@@ -36,16 +41,29 @@ class OutputFolder:
         made = _make_folder(folder, "output folder")
         self.lock: FolderLock | None = None
         try:
-            if layout.journal_dir.parent != folder:
+            if layout.journals_lie_elsewhere:
                 made = [*_make_folder(layout.journal_dir, "folder of the journals"), *made]
             with disk_errors(folder / ".lock"):
                 self.lock = FolderLock(folder / ".lock")
+            if overwrite:
+                _clear(layout)
             before = RunFile.read(layout)
-            if before is not None:
-                self._compare(before, run)
-                run = msgspec.structs.replace(run, values=before.values)
+            if before is None:
+                run = msgspec.structs.replace(run, run_id=secrets.token_hex(8))
+                self._refuse_strange_files(_final_files(layout, run, run.patients))
+                if any(layout.journal_dir.glob("*.sqlite")):
+                    raise OutputError(
+                        f"{layout.journal_dir} holds journals, but no {layout.run_file.name} says whose: choose another "
+                        "folder, or remove them"
+                    )
             else:
-                self._refuse_strange_files(run)
+                self._compare(before, run)
+                run = self._resumed(before, run)
+            if layout.journals_lie_elsewhere:  # other runs may have theirs beside them
+                self.layout = layout = replace(layout, journal_dir=layout.journal_dir / run.run_id)
+                run = msgspec.structs.replace(run, journals=str(layout.journal_dir))
+            if before is not None:
+                self._refuse_other_journals(before)
             self.run = run
             self.run.write(layout)
             _remove_journals_of_published(layout)
@@ -70,6 +88,15 @@ class OutputFolder:
         self.run = msgspec.structs.replace(self.run, values=spec)
         self.run.write(self.layout)
 
+    def remove_empty_folders(self) -> None:
+        """Remove the folder of the journals, if no patient is unfinished."""
+        for folder in (
+            self.layout.journal_dir,
+            *([self.layout.journal_dir.parent] if self.layout.journals_lie_elsewhere else []),
+        ):
+            with contextlib.suppress(OSError):  # journals of failed slides are kept in it, or other runs have theirs there
+                folder.rmdir()
+
     def close(self) -> None:
         """Let the folder go."""
         if self.lock is not None:
@@ -92,39 +119,99 @@ class OutputFolder:
         if before.collector_source != run.collector_source:
             self.warnings.append("the collector's source has changed since this run began")
 
-    def _refuse_strange_files(self, run: RunFile) -> None:
-        for patient_id in run.patients:
-            final = self.layout.final_file(patient_id)
+    def _resumed(self, before: RunFile, run: RunFile) -> RunFile:
+        """What was asked of both: patients that an earlier run finished stay known, though this one is not asked for them."""
+        added = [patient_id for patient_id in run.patients if patient_id not in before.patients]
+        if not run.defining.one_file:
+            self._refuse_strange_files(_final_files(self.layout, run, added))
+        self._refuse_changed_patients(run)
+        kept = {
+            patient_id: slides
+            for patient_id, slides in before.patients.items()
+            if patient_id in run.patients or any(path.exists() for path in _final_files(self.layout, before, [patient_id]))
+        }
+        return msgspec.structs.replace(
+            run, values=before.values, run_id=before.run_id, patients={**kept, **run.patients}, journals=""
+        )
+
+    def _refuse_strange_files(self, files: Iterable[Path]) -> None:
+        for final in files:
             if final.exists():
                 raise OutputError(
                     f"{final} is there already, and no run of streamwsi is known to have made it: choose another folder"
                 )
 
+    def _refuse_changed_patients(self, run: RunFile) -> None:
+        """Raise OutputError where a file that is finished would have to hold more, or something else."""
+        finished = {}
+        for patient_id, slides in run.patients.items():
+            record = read_record(self.layout, patient_id)
+            if record is None:
+                continue
+            finished[patient_id] = [slide.resolved.id for slide in record.slides]
+            if finished[patient_id] != list(slides):
+                raise OutputError(
+                    f"patient {patient_id!r} was finished with the slides {finished[patient_id]}, the dataset has "
+                    f"{list(slides)}: choose another folder, or pass overwrite to start afresh"
+                )
+        if run.defining.one_file and 0 < len(finished) < len(run.patients):
+            added = next(patient_id for patient_id in run.patients if patient_id not in finished)
+            raise OutputError(
+                f"{self.layout.folder} holds one file of {len(finished)} patients, which is finished; patient {added!r} cannot "
+                f"be added to it: choose another folder, or pass overwrite to start afresh"
+            )
 
-def clear_folder(layout: Layout) -> None:
-    """Remove what a run has left in a folder, so that another can begin: its files, journals and records, nothing else."""
-    from streamwsi.writing.publish import PublishedPatient
+    def _refuse_other_journals(self, before: RunFile) -> None:
+        """Raise OutputError where what was committed would be passed over, and done again, for its journals lie elsewhere."""
+        journals = _journals_of(self.layout, before)
+        if journals != self.layout.journal_dir and any(journals.glob("*.sqlite")):
+            raise OutputError(
+                f"the journals that {self.layout.folder} was begun with lie in {journals}, not in {self.layout.journal_dir}: "
+                "give the journal_dir of then, or remove them, and what they hold is done again"
+            )
 
-    if not layout.run_file.exists():
+
+def _final_files(layout: Layout, run: RunFile, patient_ids: Iterable[str], partial: bool = False) -> list[Path]:
+    """The files that a run writes for these patients."""
+    if run.defining.one_file:
+        return [layout.final_file(ALL_PATIENTS, partial)]
+    of_patient = layout.final_file if run.defining.collector_mode == "stream" else layout.result_file
+    return [of_patient(patient_id, partial) for patient_id in patient_ids]
+
+
+def _journals_of(layout: Layout, run: RunFile) -> Path:
+    """Where the journals of a run lie."""
+    return Path(run.journals) if run.journals else Layout.of(OutputOptions(folder=str(layout.folder), format="csv")).journal_dir
+
+
+def _clear(layout: Layout) -> None:
+    """Remove what a run has left in a folder, so that another can begin: its files, journals and records, nothing else.
+
+    ``run.json`` goes last: whatever ends this, the folder is still known to be that run's.
+    """
+    run = RunFile.read(layout)
+    if run is None:
         return
-    for record in layout.published_dir.glob("*.json"):
-        published = msgspec.json.decode(record.read_bytes(), type=PublishedPatient)
-        (layout.folder / published.file).unlink(missing_ok=True)
+    of_run = replace(layout, suffix=SUFFIXES[run.defining.format])
+    for partial in (False, True):
+        for final in _final_files(of_run, run, run.patients, partial):
+            final.unlink(missing_ok=True)
+    for record in [*layout.published_dir.glob("*.json"), *layout.published_dir.glob("*.partial")]:
         record.unlink()
-    for pattern in ("*.partial.csv", "*.partial.h5", "*.partial.result"):
-        for partial in layout.folder.glob(pattern):
-            partial.unlink()
-    if layout.journal_dir.is_dir():
-        for journal in layout.journal_dir.glob("*.sqlite*"):
-            journal.unlink()
+    for half_written in layout.folder.glob(".*.part"):
+        half_written.unlink()
+    journals = _journals_of(layout, run)
+    for journal in journals.glob("*.sqlite*"):
+        journal.unlink()
+    if run.journals:
+        with contextlib.suppress(OSError):  # somebody has put something into it
+            journals.rmdir()
     layout.report_file.unlink(missing_ok=True)
     layout.run_file.unlink()
 
 
 def _remove_journals_of_published(layout: Layout) -> None:
     """Remove what a publisher that was killed has left: journals whose patients were published."""
-    from streamwsi.writing.publish import PublishedPatient
-
     for journal in layout.journal_dir.glob("*.sqlite*"):
         record = layout.published_dir / f"{journal.name.partition('.')[0]}.json"
         if record.exists():

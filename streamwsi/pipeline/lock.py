@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from streamwsi.errors import OutputError
+from streamwsi.errors import OutputError, RunError
 
 try:
     import fcntl
@@ -41,6 +41,7 @@ class FolderLock:
         Raises OutputError naming process and host of the run that has it.
         """
         self._path = path
+        self._name = f"pid {os.getpid()} on {socket.gethostname()}"
         existed = path.exists()
         age_s = time.time() - path.stat().st_mtime if existed else STALE_S
         self._file: IO[str] | None = path.open("a+")
@@ -49,7 +50,7 @@ class FolderLock:
             if not self._lock(ending_s) and existed and age_s < STALE_S and self._holder():
                 raise self._refusal(f"{path} was touched {age_s:.0f} s ago; after {STALE_S:.0f} s without a sign it is free")
             self._file.truncate(0)
-            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            self._file.write(f"{self._name}\n")
             self._file.flush()
         except BaseException:
             self._file.close()
@@ -61,10 +62,18 @@ class FolderLock:
         return None if self._file is None else self._file.fileno()
 
     def heartbeat(self) -> None:
-        """Show that the holder is alive, now and then."""
+        """Show that the holder is alive, now and then.
+
+        Raises RunError where another run has taken the folder over, as it may without locks from a process that stood still.
+        """
         if self._file is not None and time.monotonic() - self._touched > HEARTBEAT_S:
             self._touched = time.monotonic()
             with contextlib.suppress(OSError):  # a full or read-only disk is noticed where it matters
+                if not self._is_ours():
+                    raise RunError(
+                        f"another run ({self._holder() or 'ended since'}) has taken {self._path.parent} over, while this one "
+                        f"gave no sign of life for {STALE_S:.0f} s"
+                    )
                 os.utime(self._path)
 
     def close(self) -> None:
@@ -72,7 +81,8 @@ class FolderLock:
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
-                file.truncate(0)  # nobody's any more, which matters where there are no locks
+                if self._is_ours():
+                    file.truncate(0)  # nobody's any more, which matters where there are no locks
             file.close()
 
     def _lock(self, ending_s: float) -> bool:
@@ -97,6 +107,9 @@ class FolderLock:
 
     def _holder(self) -> str:
         return self._path.read_text().strip()
+
+    def _is_ours(self) -> bool:
+        return self._holder() == self._name
 
     def _holder_is_alive(self) -> bool:
         words = self._holder().split()

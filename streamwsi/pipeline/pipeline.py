@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from streamwsi.collecting.collector import StreamCollector, overrides
 from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.spec import collector_arguments, collector_name, ship, source_hash
@@ -19,7 +21,7 @@ from streamwsi.errors import ConfigError
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
 from streamwsi.pipeline.driver import Driver
-from streamwsi.pipeline.folder import OutputFolder, clear_folder
+from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import Job
 from streamwsi.pipeline.report import Report
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
@@ -177,10 +179,9 @@ class Pipeline:
         if self._execution.transport == "tcp":
             bindable(self._execution.tcp_host)
         layout = Layout.of(writer.options)
-        if self._overwrite:
-            clear_folder(layout)
         asked = RunFile.of(self._defining(), self._execution, source_hash(self._collector), loader.dataset)
-        with OutputFolder(layout, asked) as folder:
+        with OutputFolder(layout, asked, self._overwrite) as folder:
+            output = msgspec.structs.replace(writer.options, journal_dir=str(folder.layout.journal_dir))
             job = Job(
                 dataset=loader.dataset,
                 reading=ReadingOptions(
@@ -207,7 +208,7 @@ class Pipeline:
                 collector=shipped,
                 asks_finished=overrides(self._collector, "is_finished"),
                 gathers=self._collector.mode != "stream",
-                writing=WritingOptions(output=writer.options, durability=self._execution.durability),
+                writing=WritingOptions(output=output, durability=self._execution.durability),
                 execution=self._execution,
                 keys=keys,
                 slot_bytes=3 * max(self._execution.chunk_px, kernel_px),

@@ -62,7 +62,10 @@ class Progress:
         if self._bars:
             self._bars[0].write(line, file=self._file)
         else:
-            print(line, file=self._file, flush=True)
+            try:
+                print(line, file=self._file, flush=True)
+            except OSError:  # nobody reads it any more, or its disk is full: no reason to end a run of days
+                self._quiet = True
 
     def close(self) -> None:
         """Take the bars away."""

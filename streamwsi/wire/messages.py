@@ -314,6 +314,12 @@ class SlideCounts(msgspec.Struct, frozen=True, array_like=True):
     stopped: int
 
 
+class StillPublishing(Message, frozen=True):
+    """A publication goes on."""
+
+    clock: Clock
+
+
 class PatientPublished(Message, frozen=True):
     """A patient's file has its final name."""
 
@@ -401,6 +407,7 @@ AnyMessage = (
     | PatientOpened
     | ChunksCommitted
     | PatientSealed
+    | StillPublishing
     | PatientPublished
     | AllPublished
     | WorkerFailed

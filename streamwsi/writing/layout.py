@@ -17,6 +17,7 @@ from streamwsi.config import OutputOptions
 from streamwsi.errors import DiskError, StreamwsiError
 
 SUFFIXES = {"csv": ".csv", "hdf5": ".h5"}
+_JOURNALS = ".journal"
 ALL_PATIENTS = "all"
 """Stem of the file that holds every patient, where one was asked for."""
 
@@ -33,8 +34,13 @@ class Layout:
     def of(cls, output: OutputOptions) -> Layout:
         """The layout that these options ask for."""
         folder = Path(os.path.abspath(output.folder))
-        journals = Path(os.path.abspath(output.journal_dir)) if output.journal_dir else folder / ".journal"
+        journals = Path(os.path.abspath(output.journal_dir)) if output.journal_dir else folder / _JOURNALS
         return cls(folder, SUFFIXES[output.format], journals)
+
+    @property
+    def journals_lie_elsewhere(self) -> bool:
+        """The journals are not in the output folder."""
+        return self.journal_dir != self.folder / _JOURNALS
 
     @property
     def run_file(self) -> Path:

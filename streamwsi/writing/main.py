@@ -7,6 +7,8 @@ Whatever has arrived is committed together, one transaction for each patient: a 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,19 @@ from streamwsi.wire.messages import (
     RecordSlide,
     SealPatient,
     SlideCounts,
+    StillPublishing,
 )
 from streamwsi.wire.messages import Stop as StopMessage
 from streamwsi.wire.seat import Seat, UserCodeError
-from streamwsi.writing.journal import ChunkPieces, Journal
+from streamwsi.writing.journal import ChunkPieces, Journal, Run
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient, read_record
 
 _GROUP = 64
 """Chunks that are committed together, at most."""
 _LARGEST_PIECES_BYTES = 1 << 31
+_SIGN_EVERY_S = 0.5
+"""How often a publisher says that it is still at it."""
 
 
 class WritingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +73,7 @@ class _Writer:
         self._journals: dict[int, Journal] = {}
         self._slides: dict[tuple[int, int], ResolvedSlide] = {}
         self._early: list[tuple[Pieces, list[memoryview]]] = []
-        """Pieces that came before the driver's word on their slide, which takes another way."""
+        """Pieces that came before the driver's word on their slide, which takes another way; the credits say how many."""
 
     def run(self) -> None:
         poll = Poll(self._seat.control, self._data)
@@ -119,7 +124,7 @@ class _Writer:
             slide = self._slides.get((message.patient, message.slide))
             if slide is None:
                 # Known later, or its patient was sealed and the pieces come from a chunk that was processed twice
-                if message.patient in self._journals and len(self._early) < _GROUP:
+                if message.patient in self._journals:
                     self._early.append((message, payload))
                 continue
             try:
@@ -168,7 +173,7 @@ def run_publisher(seat: Seat, options: WritingOptions, gatherer: Gatherer | None
                 if isinstance(order, PublishPatient):
                     seat.control.send(_publish(order, layout, options, gatherer, seat))
                 elif isinstance(order, PublishAll):
-                    seat.control.send(_publish_all(order, layout, options))
+                    seat.control.send(_publish_all(order, layout, options, seat))
 
 
 def _publish(
@@ -176,7 +181,8 @@ def _publish(
 ) -> PatientPublished:
     patient = order.patient.patient()
     record = read_record(layout, patient.id)
-    with Journal(layout.journal(patient.id), options.durability) as journal:
+    signs = _Signs(seat)
+    with _WatchedJournal(layout.journal(patient.id), options.durability, signs) as journal:
         if record is not None:  # by a publisher that died before it could say so, and may have removed the journal
             result = None if gatherer is None else layout.result_file(patient.id).read_bytes()
         else:
@@ -186,7 +192,7 @@ def _publish(
                 options.output,
                 stop=Stop(*order.stop) if order.stop else None,
                 partial=order.partial,
-                gatherer=_Guarded(gatherer, patient.id) if gatherer is not None else None,
+                gatherer=_Guarded(gatherer, patient.id, signs) if gatherer is not None else None,
             )
         if not order.keep_journal:
             journal.remove()
@@ -196,9 +202,11 @@ def _publish(
     return PatientPublished(order.patient_index, record.file, counts, result, seat.clock.read())
 
 
-def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions) -> AllPublished:
+def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions, seat: Seat) -> AllPublished:
+    signs = _Signs(seat)
+
     def open_journal(patient_id: str) -> Journal:
-        return Journal(layout.journal(patient_id), options.durability)
+        return _WatchedJournal(layout.journal(patient_id), options.durability, signs)
 
     found = [read_record(layout, patient_id) for patient_id in order.patients]
     records = [record for record in found if record is not None]
@@ -212,15 +220,45 @@ def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions) -> 
     return AllPublished(str(Path(records[0].file)) if records else "")
 
 
+class _Signs:
+    """Tells the driver, now and then, that a publication goes on: it may rightly take longer than a stall."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._given = time.monotonic()
+
+    def give(self) -> None:
+        """Something was done."""
+        if time.monotonic() - self._given > _SIGN_EVERY_S:
+            self._given = time.monotonic()
+            self._seat.control.send(StillPublishing(self._seat.clock.read()))
+
+
+class _WatchedJournal(Journal):
+    """A journal that gives a sign of life as it is read."""
+
+    def __init__(self, path: Path, durability: Durability, signs: _Signs) -> None:
+        super().__init__(path, durability)
+        self._signs = signs
+
+    def runs(self, slide: int) -> Iterator[Run]:
+        """All runs of a slide, in window order, one in memory at a time."""
+        for run in super().runs(slide):
+            yield run
+            self._signs.give()
+
+
 class _Guarded:
     """A gathering collector whose exceptions are known to be the user's."""
 
-    def __init__(self, gatherer: Gatherer, patient_id: str) -> None:
+    def __init__(self, gatherer: Gatherer, patient_id: str, signs: _Signs) -> None:
         self._gatherer = gatherer
+        self._signs = signs
         self.mode = gatherer.mode
         self._where = f"of patient {patient_id!r}"
 
     def accumulate(self, previous: Any, piece: Any, patient: Any) -> Any:
+        self._signs.give()
         try:
             return self._gatherer.accumulate(previous, piece, patient)
         except Exception as error:

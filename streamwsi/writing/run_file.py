@@ -27,6 +27,10 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """The dataset: for each patient the paths of its slides, by their ids."""
     values: ValueSpec | None = None
     """dtype, shape and columns of the values, once there is one."""
+    run_id: str = ""
+    """Random, of the run that was begun in the folder and goes on until it is overwritten."""
+    journals: str = ""
+    """Where its journals lie, if not in the folder."""
 
     @classmethod
     def of(cls, defining: Defining, execution: Execution, collector_source: str | None, dataset: Dataset) -> RunFile:

@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -257,18 +259,21 @@ def test_a_signal_stops_the_run_and_running_again_goes_on(
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     assert time.monotonic() - begun < PROMPT_S and "Traceback" not in errors
-    assert json.loads((tmp_path / "report.json").read_text())["state"] == "interrupted"
-    assert 0 < finish(slow, tmp_path)["windows"] < ALL_WINDOWS
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "interrupted" and 0 < report["windows"] < ALL_WINDOWS
+    assert finish(slow, tmp_path)["windows"] == ALL_WINDOWS - report["windows"]
     assert_same_files(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("role", ["loader", "collector", "writer"])
 def test_a_worker_that_is_killed_is_replaced(slow: list[object], undisturbed: Path, tmp_path: Path, role: str) -> None:
     process = begin(slow, tmp_path)
+    begun = time.monotonic()
     workers_of(process.pid, role)[0].kill()
+    until_line(process, "was killed by SIGKILL; it is replaced")
+    assert time.monotonic() - begun < PROMPT_S
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "was killed by SIGKILL; it is replaced" in errors
     assert json.loads((tmp_path / "report.json").read_text())["restarts"] == 1
     assert_same_files(tmp_path, undisturbed)
 
@@ -319,6 +324,17 @@ def test_a_stage_that_makes_no_progress_ends_the_run(slow: list[object], tmp_pat
     assert re.search(
         rf"the {role}s have made no progress for 1 s .* on chunk \d+ \(.*\) of slide 'copy\d' of patient 'copy\d'", errors
     )
+
+
+def test_setting_up_is_not_a_stall(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Loading(sw.StreamCollector):
+        def setup(self) -> None:
+            threading.Event().wait(3)
+
+        def process(self, batch: sw.Batch) -> Any:
+            return np.zeros(len(batch))
+
+    assert run(one_patient, tmp_path, Loading(), stall_timeout_s=1).exit_code == 0
 
 
 def test_when_the_driver_is_killed_its_children_end_and_nothing_committed_is_lost(
@@ -406,6 +422,18 @@ def test_what_a_collector_prints_does_not_mix_with_the_json(bundled: Path, tmp_p
     assert json.loads(done.stdout)["state"] == "done" and "hello" in done.stderr
 
 
+def test_what_does_not_finish_in_the_time_of_grace_is_given_up(bundled: Path, tmp_path: Path) -> None:
+    collector = collector_file(tmp_path, "print('stuck', flush=True)\nthreading.Event().wait()")
+    command = [*CLI, "heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--grace", "1"]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    until_line(process, "stuck")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(1 + 2 * PROMPT_S) == 143
+    assert time.monotonic() - begun > 1
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["state"] == "interrupted"
+
+
 def test_the_second_interrupt_does_not_wait(bundled: Path, tmp_path: Path) -> None:
     collector = collector_file(tmp_path, "print('stuck', flush=True)\nthreading.Event().wait()")
     command = [*CLI, "heatmap", bundled, "--out", tmp_path / "out", "--collector", collector, "--grace", "60"]
@@ -420,3 +448,42 @@ def test_the_second_interrupt_does_not_wait(bundled: Path, tmp_path: Path) -> No
 def until_line(process: subprocess.Popen[str], text: str) -> None:
     assert process.stderr is not None
     assert any(text in line for line in process.stderr), f"the process ended without saying {text!r}"
+
+
+def test_a_publication_that_goes_on_is_not_a_stall(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    class Thorough(sw.StreamCollector):
+        mode = "accumulate"
+
+        def process(self, batch: sw.Batch) -> Any:
+            return np.ones(len(batch))
+
+        def accumulate(self, previous: Any, piece: sw.ProcessedPiece, patient: sw.Patient) -> Any:
+            threading.Event().wait(0.04)
+            return (previous or 0) + 1
+
+    report = run(one_patient, tmp_path, Thorough(), stall_timeout_s=2)
+    assert report.seconds > 4 and report.results == {"p": 108}
+
+
+def test_a_run_whose_words_nobody_reads_any_more_goes_on(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
+    process = begin(slow, tmp_path)
+    assert process.stderr is not None
+    process.stderr.close()
+    workers_of(process.pid, "collector")[0].kill()  # there is something to say
+    assert process.wait(60) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["restarts"] == 1
+    assert_same_files(tmp_path, undisturbed)
+
+
+def test_an_error_that_nobody_has_thought_of_is_not_taken_for_a_slide_that_failed(bundled: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from streamwsi.pipeline import driver\n"
+        "def broken(*arguments): raise LookupError('nobody has thought of this')\n"
+        "driver.make_address = broken\n"
+        "from streamwsi.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, script, "heatmap", bundled, "--out", tmp_path / "out", "--collector", "mean"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "LookupError: nobody has thought of this" in done.stderr and "Traceback" in done.stderr

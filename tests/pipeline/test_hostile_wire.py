@@ -410,6 +410,20 @@ def test_a_writer_refuses_pieces_of_windows_that_are_not_the_chunks(writer: Stag
     assert committed_rows(writer) == sorted([*SLIDE.chunks().indices(3).tolist(), *SLIDE.chunks().indices(4).tolist()])
 
 
+def test_pieces_that_come_before_the_word_on_their_slide_are_kept_however_many_they_are(writer: Stage) -> None:
+    slide = msgspec.structs.replace(SLIDE, slide=1)
+    early = 200
+    for lease in range(early):
+        writer.give(*pieces(lease, lease % len(SLIDE.chunks()), slide=1))
+    writer.give(*pieces(early, 0))
+    assert writer.heard(messages.ChunksCommitted).leases == (early,)  # the others had come before
+    writer.tell(messages.RecordSlide(slide))
+    leases: list[int] = []
+    while len(leases) < early:
+        leases.extend(writer.heard(messages.ChunksCommitted).leases)
+    assert sorted(leases) == list(range(early))
+
+
 def test_pieces_that_come_again_change_nothing(writer: Stage) -> None:
     frames = [bytes(frame) for frame in Codec(writer.address.keys.message_key).pack(*pieces(1, 2))]
     with zmq.Context() as context, context.socket(zmq.PUSH) as replaying:

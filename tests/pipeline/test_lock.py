@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from streamwsi.errors import OutputError
+from streamwsi.errors import OutputError, RunError
 from streamwsi.pipeline import lock as lock_module
 from streamwsi.pipeline.lock import STALE_S, FolderLock
 
@@ -56,11 +56,18 @@ def test_the_children_of_a_driver_that_is_gone_are_waited_for(tmp_path: Path) ->
     ending.join()
 
 
-def test_without_locks_the_age_of_the_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(file: object, operation: int) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has none."""
+
+    def flock(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock_module.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_the_age_of_the_file_decides(tmp_path: Path) -> None:
     first = FolderLock(tmp_path / ".lock")
     with pytest.raises(OutputError, match=rf"pid {os.getpid()} .* was touched 0 s ago; after 60 s without a sign it is free"):
         FolderLock(tmp_path / ".lock")
@@ -70,6 +77,20 @@ def test_without_locks_the_age_of_the_file_decides(tmp_path: Path, monkeypatch: 
     second.close()
     first.close()
     FolderLock(tmp_path / ".lock").close()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_holder_that_slept_too_long_ends_and_leaves_the_next_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = FolderLock(tmp_path / ".lock")
+    os.utime(tmp_path / ".lock", (0, 0))
+    (tmp_path / ".lock").write_text("pid 1 on another-host\n")  # who found the file old, and took it over
+    monkeypatch.setattr(lock_module, "HEARTBEAT_S", -1)
+    with pytest.raises(RunError, match=r"another run \(pid 1 on another-host\) has taken .* over"):
+        first.heartbeat()
+    first.close()
+    assert (tmp_path / ".lock").read_text() == "pid 1 on another-host\n"
 
 
 def test_a_holder_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def run(
         name: options.pop(name) for name in ("kernel_size", "stride", "level", "border", "on_bad_region") if name in options
     }
     loader = sw.SlidingWindowLoader(dataset, window.pop("kernel_size", 256), **window)
-    folder = {name: options.pop(name) for name in ("one_file", "publish_partial") if name in options}
+    folder = {name: options.pop(name) for name in ("one_file", "publish_partial", "journal_dir") if name in options}
     writer = (sw.CSVStreamWriter if fmt == "csv" else sw.HDF5StreamWriter)(out, **folder)
     return sw.Pipeline(loader, collector or sw.MeanCollector(), writer, quiet=True, **options).run()
 

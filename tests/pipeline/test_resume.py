@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,13 +10,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import streamwsi as sw
+from streamwsi.pipeline import driver
 from tests.pipeline.conftest import workers_of
 from tests.pipeline.test_failures import (  # the fixtures are used by name
     ALL_WINDOWS,
@@ -203,3 +207,191 @@ def test_an_exception_is_what_the_user_is_told_though_another_worker_dies(copies
     done = cli("heatmap", copies[0], *command)
     assert done.returncode == 3 and "ArithmeticError: the model's fault" in done.stderr, done.stderr
     assert time.monotonic() - begun < 2 * PROMPT_S
+
+
+# ---- what is another run's
+
+
+class Constant(sw.StreamCollector):
+    def __init__(self, value: float, until: int = 10**9) -> None:
+        self.value, self.until = value, until
+
+    def process(self, batch: sw.Batch) -> Any:
+        if batch.windows.index[-1] >= self.until:
+            raise ArithmeticError("far enough")
+        return np.full(len(batch), self.value)
+
+
+def broken_off(dataset: sw.Dataset, out: Path, value: float, **options: Any) -> None:
+    """A run that commits some chunks and then ends."""
+    with pytest.raises(sw.CollectorError):
+        run(dataset, out, Constant(value, until=60), chunk_px=1 << 18, collector_credits=1, writer_credits=1, **options)
+    assert json.loads((out / "report.json").read_text())["windows"] > 0
+
+
+def values_in(path: Path) -> set[float]:
+    return set(sw.read_pieces(path).values.tolist())
+
+
+def test_a_run_under_way_cannot_be_overwritten(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
+    process = begin(slow, tmp_path)
+    command = [*map(str, slow[:-1]), "--overwrite", "--out", str(tmp_path)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2 and f"in use by another run (pid {process.pid} " in second.stderr
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_same_files(tmp_path, undisturbed)
+    assert [verdict.problems for verdict in sw.verify(tmp_path)] == [[], []]
+
+
+@pytest.mark.parametrize("gone", ["nothing", "folder", "run.json"])
+def test_one_folder_of_journals_may_serve_several_runs_and_outlive_them(
+    one_patient: sw.Dataset, tmp_path: Path, gone: str
+) -> None:
+    shared = {"journal_dir": tmp_path / "journals"}
+    broken_off(one_patient, tmp_path / "one", 1.0, **shared)
+    other = tmp_path / "other"
+    if gone != "nothing":
+        other = tmp_path / "one"
+        shutil.rmtree(other) if gone == "folder" else (other / "run.json").unlink()
+    report = run(one_patient, other, Constant(2.0), **shared)
+    assert values_in(other / "p.csv") == {2.0} and report.windows == WINDOWS
+    if gone == "nothing":
+        again = run(one_patient, tmp_path / "one", Constant(1.0), **shared)
+        assert values_in(tmp_path / "one" / "p.csv") == {1.0} and 0 < again.windows < WINDOWS
+        assert not (tmp_path / "journals").exists()
+
+
+def test_journals_elsewhere_go_when_their_run_is_overwritten_and_those_of_others_stay(
+    one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    shared = {"journal_dir": tmp_path / "journals"}
+    broken_off(one_patient, tmp_path / "one", 1.0, **shared)
+    broken_off(one_patient, tmp_path / "other", 3.0, **shared)
+    run(one_patient, tmp_path / "one", Constant(2.0), overwrite=True, kernel_size=512)  # and journals lie in the folder now
+    assert len(list((tmp_path / "journals").rglob("*.sqlite"))) == 1
+    again = run(one_patient, tmp_path / "other", Constant(3.0), **shared)
+    assert 0 < again.windows < WINDOWS and values_in(tmp_path / "other" / "p.csv") == {3.0}
+
+
+def test_journals_that_lie_elsewhere_are_not_passed_over(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    broken_off(one_patient, tmp_path / "out", 1.0, journal_dir=tmp_path / "journals")
+    with pytest.raises(sw.OutputError, match=rf"journals .* lie in {tmp_path / 'journals'}.*, not in {tmp_path / 'out'}"):
+        run(one_patient, tmp_path / "out", Constant(1.0))
+    assert 0 < run(one_patient, tmp_path / "out", Constant(1.0), journal_dir=tmp_path / "journals").windows < WINDOWS
+
+
+def test_journals_without_the_run_they_are_of_are_refused(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    broken_off(one_patient, tmp_path, 1.0)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(sw.OutputError, match=r"holds journals, but no run\.json says whose"):
+        run(one_patient, tmp_path, Constant(2.0))
+    assert list(tmp_path.glob(".journal/*.sqlite"))
+
+
+@pytest.mark.parametrize(("name", "options"), [("all.csv", {"one_file": True}), ("p.result", {})])
+def test_no_file_that_is_not_this_runs_is_overwritten(
+    one_patient: sw.Dataset, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text("mine")
+    collector = Crashing() if name == "p.result" else Constant(1.0)
+    with pytest.raises(sw.OutputError, match=rf"{name} is there already, and no run of streamwsi is known to have made it"):
+        run(one_patient, tmp_path, collector, **options)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_nor_is_that_of_a_patient_who_was_added(copies: list[Path], tmp_path: Path) -> None:
+    run(sw.Dataset.from_paths(copies[:1]), tmp_path, Constant(1.0))
+    (tmp_path / "copy1.csv").write_text("mine")
+    with pytest.raises(sw.OutputError, match=r"copy1\.csv is there already"):
+        run(sw.Dataset.from_paths(copies[:2]), tmp_path, Constant(1.0))
+    assert (tmp_path / "copy1.csv").read_text() == "mine"
+
+
+def test_a_file_whose_publisher_was_killed_before_its_record_can_be_overwritten(
+    one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    run(one_patient, tmp_path, Constant(1.0))
+    (record,) = tmp_path.glob(".published/*.json")
+    record.unlink()
+    (tmp_path / ".0123.part").touch()
+    run(one_patient, tmp_path, Constant(2.0), overwrite=True, kernel_size=512)
+    assert values_in(tmp_path / "p.csv") == {2.0} and not list(tmp_path.glob(".*.part"))
+
+
+# ---- datasets that change
+
+
+def test_a_finished_patient_with_other_slides_is_refused(copies: list[Path], tmp_path: Path) -> None:
+    run(sw.Dataset([sw.Patient("p", {"a": copies[0]})]), tmp_path, Constant(1.0))
+    for slides in ({"a": copies[0], "b": copies[1]}, {"b": copies[1]}):
+        with pytest.raises(sw.OutputError, match=r"patient 'p' was finished with the slides \['a'\], the dataset has"):
+            run(sw.Dataset([sw.Patient("p", slides)]), tmp_path, Constant(1.0))
+    assert [verdict.problems for verdict in sw.verify(tmp_path)] == [[]], "what was refused has changed what was asked"
+
+
+def test_no_patient_is_added_to_one_file_of_all_that_is_finished(copies: list[Path], tmp_path: Path) -> None:
+    run(sw.Dataset.from_paths(copies[:2]), tmp_path, Constant(1.0), one_file=True)
+    with pytest.raises(sw.OutputError, match=r"one file of 2 patients, which is finished; patient 'copy2' cannot be added"):
+        run(sw.Dataset.from_paths(copies[:3]), tmp_path, Constant(1.0), one_file=True)
+    assert run(sw.Dataset.from_paths(copies[:2]), tmp_path, Constant(1.0), one_file=True).windows == 0
+
+
+def test_a_patient_is_added_to_one_file_of_all_that_is_not_finished(copies: list[Path], tmp_path: Path) -> None:
+    broken_off(sw.Dataset.from_paths(copies[:1]), tmp_path, 1.0, one_file=True)
+    report = run(sw.Dataset.from_paths(copies[:2]), tmp_path, Constant(1.0), one_file=True)
+    assert WINDOWS < report.windows < 2 * WINDOWS and {patient.file for patient in report.patients} == {"all.csv"}
+
+
+def test_a_slide_that_is_not_in_the_dataset_any_more_is_refused(copies: list[Path], tmp_path: Path) -> None:
+    dataset = sw.Dataset([sw.Patient("p", {"a": copies[0], "b": copies[1]})])
+    with pytest.raises(sw.CollectorError):
+        run(dataset, tmp_path, StopAtSlide("b"), chunk_px=1 << 18)
+    with pytest.raises(sw.OutputError, match=r"slide 'b' of patient 'p', which the dataset has no more"):
+        run(sw.Dataset([sw.Patient("p", {"a": copies[0]})]), tmp_path, StopAtSlide("nowhere"))
+
+
+class StopAtSlide(sw.StreamCollector):
+    def __init__(self, slide: str) -> None:
+        self.slide = slide
+
+    def process(self, batch: sw.Batch) -> Any:
+        if batch.slide.id == self.slide and batch.windows.index[-1] >= 60:
+            raise ArithmeticError("far enough")
+        return np.ones(len(batch))
+
+
+def test_finished_patients_stay_known_when_others_are_run_in_their_folder(copies: list[Path], tmp_path: Path) -> None:
+    for path in copies[:2]:
+        run(sw.Dataset.from_paths([path]), tmp_path, Constant(1.0))
+    assert [(verdict.patient, verdict.problems) for verdict in sw.verify(tmp_path)] == [("copy0", []), ("copy1", [])]
+    (tmp_path / "copy0.csv").write_text("changed")
+    assert [bool(verdict.problems) for verdict in sw.verify(tmp_path)] == [True, False]
+
+
+class SlowFirst(sw.StreamCollector):
+    """The first patient's last window comes long after all of the others'."""
+
+    def process(self, batch: sw.Batch) -> Any:
+        if batch.patient.id == "copy0" and WINDOWS - 1 in batch.windows.index:
+            threading.Event().wait(2)
+        return np.ones(len(batch))
+
+
+def test_patients_of_one_file_stand_in_the_order_of_the_dataset(copies: list[Path], tmp_path: Path) -> None:
+    run(sw.Dataset.from_paths(copies[:3]), tmp_path, SlowFirst(), one_file=True, collectors=2)
+    lines = (tmp_path / "all.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines[::WINDOWS]] == ["copy0", "copy1", "copy2"]
+
+
+def test_an_error_of_the_driver_itself_stands_in_the_report(
+    one_patient: sw.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(driver, "make_address", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        run(one_patient, tmp_path, Constant(1.0))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "broken off" and "Too many open files" in report["error"]

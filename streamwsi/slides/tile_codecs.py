@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import tifffile
-from PIL import Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from streamwsi.chunks import UInt8Array
 
@@ -174,7 +174,7 @@ def _decode_jpeg2000(parts: Sequence[bytes], out: UInt8Array) -> None:
         out[...] = imagecodecs.jpeg2k_decode(data)
     elif kinds == (7, 1, 1, 7, 2, 1, 7, 2, 1) and width % 2 == 0:
         # Decoders guess that such a stream is YCbCr, and convert it, unless a file around it says that it is RGB.
-        with Image.open(io.BytesIO(_as_jp2(data, width, height))) as picture:
+        with Jpeg2KImageFile(io.BytesIO(_as_jp2(data, width, height))) as picture:
             out[...] = np.asarray(picture)
     else:
         raise ValueError(f"the samples of a tile are {kinds}")

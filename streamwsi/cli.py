@@ -298,7 +298,7 @@ def describe(path: str, facts: SlideInfo) -> str:
         f"  mpp      {mpp}",
         f"  power    {f'{facts.power:g}x' if facts.power else 'unknown'}",
         f"  vendor   {facts.vendor}",
-        f"  reader   {facts.reader}",
+        f"  reader   {facts.reader}" + (f": {facts.reader_reason}" if facts.reader_reason else ""),
         f"  images   {', '.join(facts.associated_images) or 'none'}",
         "  level    size (px)        downsample  tiles (px)",
     ]

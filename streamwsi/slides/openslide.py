@@ -78,6 +78,8 @@ class OpenSlideReader:
 
         Neighbours are read as one region, which is faster, where that is not larger than they are together.
         """
+        if not parts:
+            return
         left, top = min(x for x, _, _ in parts), min(y for _, y, _ in parts)
         right = max(x + out.shape[1] for x, _, out in parts)
         bottom = max(y + out.shape[0] for _, y, out in parts)

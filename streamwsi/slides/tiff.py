@@ -26,6 +26,7 @@ from streamwsi.slides.openslide import OpenSlideReader
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
+from streamwsi.slides.tile_codecs import UnfitError
 
 _CACHE_BYTES = 1 << 26
 """Of a reader that has a cache of its own."""
@@ -33,15 +34,26 @@ _numbers = itertools.count()
 """Readers are told apart in a cache that they share."""
 
 
+class UndecodableError(Exception):
+    """A tile that cannot be decoded directly, and why."""
+
+
 class _File:
     """A file that is closed when the last thread has let go of it: a number in use must not come to mean another file."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._size = os.fstat(self._descriptor).st_size
         self._seeking = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes; fewer where the file ends."""
+        """`size` bytes. Raises EOFError where the file holds fewer; asks for no memory that it could not fill."""
+        data = self._read(offset, size) if offset + size <= self._size else b""
+        if len(data) != size:
+            raise EOFError(f"the file ends within {size} bytes from {offset}")
+        return data
+
+    def _read(self, offset: int, size: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, offset)
         with self._seeking:  # Windows
@@ -65,15 +77,14 @@ class TiffReader:
         self.levels = tiff_levels(openslide.path, openslide.info)
         """Where the tiles of each level lie."""
         self.info = msgspec.structs.replace(openslide.info, reader="tiff")
-        self._file: _File | None = _File(openslide.path)
+        try:
+            self._file: _File | None = _File(openslide.path)
+        except OSError as error:
+            raise UnfitError(f"it cannot be opened once more: {error.strerror}") from error
         self._cache = cache if cache is not None else TileCache(_CACHE_BYTES)
         self._number = next(_numbers)
         self._scratch = threading.local()
         self._lock = threading.Lock()
-        self.count_afresh()
-
-    def count_afresh(self) -> None:
-        """Forget what was counted of the tiles read."""
         self._decoded = 0
         self._seen = [np.zeros(level.shape, bool) for level in self.levels]
 
@@ -94,13 +105,9 @@ class TiffReader:
         file = self._file
         if file is None:
             raise SlideError(f"{self.openslide.path} is closed")
-        place = self.levels[level]
-        decoded = 0
-        for (row, column), users in self._tiles_of(place, parts).items():
-            decoded += self._paste(file, level, row, column, users, own)
+        for (row, column), users in self._tiles_of(self.levels[level], parts).items():
+            self._paste(file, level, row, column, users, own)
             self._seen[level][row, column] = True
-        with self._lock:
-            self._decoded += decoded
 
     def resampled_px(self, level: int) -> float:
         """0: tiles are never resampled."""
@@ -133,6 +140,8 @@ class TiffReader:
         users: dict[tuple[int, int], list[Part]] = {}
         for part in parts:
             x, y, out = part
+            if not out.size:
+                continue
             right, bottom = x + out.shape[1], y + out.shape[0]
             if x < 0 or y < 0 or right > width or bottom > height:
                 fill(out, self.openslide.background)
@@ -141,8 +150,8 @@ class TiffReader:
                     users.setdefault((row, column), []).append(part)
         return users
 
-    def _paste(self, file: _File, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> int:
-        """Put a tile where it is wanted; returns how many tiles were decoded for it, 0 or 1."""
+    def _paste(self, file: _File, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> None:
+        """Put a tile where it is wanted."""
         level = self.levels[number]
         tile_w, tile_h = level.tile
         left, top = column * tile_w, row * tile_h
@@ -156,42 +165,54 @@ class TiffReader:
         if level.empty[row, column]:
             for target, _, _ in targets:
                 fill(target, self.openslide.background)
-            return 0
-        decoded = 1
+            return
         if own is not None and not (own[0] <= left and own[1] <= top and right <= own[2] and bottom <= own[3]):
-            decoded = 0
-
-            def decode() -> UInt8Array:
-                nonlocal decoded
-                decoded = 1
-                return self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
-
-            tile = self._cache.get((self._number, number, row, column), decode)
+            tile = self._cache.get(
+                (self._number, number, row, column),
+                lambda: self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8)),
+            )
         elif len(targets) == 1 and targets[0][0].shape == (tile_h, tile_w, 3) and targets[0][0].flags.c_contiguous:
             self._decode(file, number, row, column, targets[0][0])
-            return 1
+            return
         else:
             tile = self._decode(file, number, row, column, self._scratch_of(level))
         for target, rows, columns in targets:
             target[...] = tile[rows, columns]
-        return decoded
+
+    def decode_tile(self, level: int, row: int, column: int) -> UInt8Array:
+        """A tile, (tile height, tile width, 3), without OpenSlide's help; what lies beyond the level is undefined.
+
+        Raises UndecodableError where it has no data of its own, or they are damaged.
+        """
+        file = self._file
+        if file is None:
+            raise SlideError(f"{self.openslide.path} is closed")
+        tile_w, tile_h = self.levels[level].tile
+        return self._decode_directly(file, level, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
 
     def _decode(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
-        """Decode a tile into `out`, (tile height, tile width, 3); what lies beyond the level is undefined."""
+        """Decode a tile into `out`; OpenSlide makes those that are damaged, or made from others, or says what is wrong."""
         level = self.levels[number]
-        if not level.foreign[row, column]:
-            sizes = level.sizes[row, column].tolist()
-            parts = [file.read(offset, size) for offset, size in zip(level.offsets[row, column].tolist(), sizes, strict=True)]
-            try:
-                if [len(part) for part in parts] != sizes:
-                    raise EOFError("the file ends within it")
-                level.decode(parts, out)
-                return out
-            except Exception:  # noqa: BLE001 - codecs raise what they like; OpenSlide has the last word on a damaged tile
-                pass
-        left, top = column * level.tile[0], row * level.tile[1]
-        width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
-        out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
+        with self._lock:
+            self._decoded += 1
+        try:
+            return self._decode_directly(file, number, row, column, out)
+        except UndecodableError:
+            left, top = column * level.tile[0], row * level.tile[1]
+            width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
+            out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
+            return out
+
+    def _decode_directly(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
+        level = self.levels[number]
+        where = f"level {number}, row {row}, column {column} of tiles"
+        if level.foreign[row, column] or level.empty[row, column]:
+            raise UndecodableError(f"{where}: it has no data of its own")
+        places = zip(level.offsets[row, column].tolist(), level.sizes[row, column].tolist(), strict=True)
+        try:
+            level.decode([file.read(offset, size) for offset, size in places], out)
+        except Exception as error:  # codecs raise what they like
+            raise UndecodableError(f"{where}: {error}") from error
         return out
 
     def _scratch_of(self, level: TiffLevel) -> npt.NDArray[np.uint8]:

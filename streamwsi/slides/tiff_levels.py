@@ -6,6 +6,8 @@ Reads directories, no pixels. The levels are OpenSlide's: a directory that it do
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,11 @@ from streamwsi.slides.tile_codecs import TileDecoder, UnfitError, decoder_of
 
 _VENDORS = ("aperio", "generic-tiff")
 """Formats, as OpenSlide calls them, whose levels are plain directories of a TIFF file."""
+_NEW_SUBFILE_TYPE, _REDUCED = 254, 1
+
+# What tifffile finds odd does not matter to who reads slides: that they are read right is proven. It is still there for those
+# who set up logging.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +62,32 @@ def tiff_levels(path: Path, info: SlideInfo) -> list[TiffLevel]:
         raise UnfitError(f"its format is {info.vendor}")
     try:
         with tifffile.TiffFile(path) as file:
-            directories = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-            levels = [_level(_take(directories, info, number)) for number in range(info.level_count)]
+            directories = _of_levels(file, info)
+            levels = [_level(directory) for directory in directories]
     except UnfitError:
         raise
     except Exception as error:  # whatever tifffile cannot make of a file that OpenSlide has opened
-        raise UnfitError(f"tifffile does not read it: {type(error).__name__}: {error}") from error
+        raise UnfitError(f"its directories cannot be made out: {type(error).__name__}: {error}") from error
     if info.vendor == "aperio":
         _mark_foreign(levels)
     return levels
 
 
-def _take(directories: list[Any], info: SlideInfo, number: int) -> Any:
-    """Take the directory that is a level out of those that are left."""
-    wanted = (*info.level_dimensions[number], *(info.tile_sizes[number] or (0, 0)))
-    for place, page in enumerate(directories):
-        if (page.imagewidth, page.imagelength, page.tilewidth, page.tilelength) == wanted:
-            return directories.pop(place)
-    raise UnfitError(f"no directory has the size and the tiles of level {number}: {wanted}")
+def _of_levels(file: tifffile.TiffFile, info: SlideInfo) -> list[Any]:
+    """The directories that OpenSlide takes for levels, in its order.
+
+    Source: OpenSlide 4, ``aperio_open`` in ``openslide-vendor-aperio.c``, ``generic_tiff_open`` in
+    ``openslide-vendor-generic-tiff.c``.
+    """
+    pages: list[Any] = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+    if info.vendor == "generic-tiff":
+        pages = [page for page in pages if page.index == 0 or page.tags.valueof(_NEW_SUBFILE_TYPE, 0) & _REDUCED]
+        pages.sort(key=lambda page: -page.imagewidth)
+    found = [((page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)) for page in pages]
+    expected = list(zip(info.level_dimensions, info.tile_sizes, strict=True))
+    if found != expected:
+        raise UnfitError(f"its directories have levels and tiles of {found}, expected {expected}")
+    return pages
 
 
 def _level(page: Any) -> TiffLevel:
@@ -80,18 +95,21 @@ def _level(page: Any) -> TiffLevel:
         raise UnfitError(f"it has {page.imagedepth} planes of depth")
     across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     parts = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+    if not len(page.dataoffsets) == len(page.databytecounts) == across * down * parts:
+        raise UnfitError(
+            f"it has {len(page.dataoffsets)} offsets and {len(page.databytecounts)} sizes of {across * down * parts} tiles"
+        )
     offsets, sizes = (
         np.asarray(values, np.int64).reshape(parts, down, across).transpose(1, 2, 0)
         for values in (page.dataoffsets, page.databytecounts)
     )
-    empty = (sizes == 0).any(axis=2)
     return TiffLevel(
         extent=(page.imagewidth, page.imagelength),
         tile=(page.tilewidth, page.tilelength),
         offsets=offsets,
         sizes=sizes,
-        empty=empty,
-        foreign=np.zeros_like(empty),
+        empty=sizes[..., 0] == 0,
+        foreign=np.zeros((down, across), bool),
         decode=decoder_of(page),
     )
 
@@ -99,13 +117,14 @@ def _level(page: Any) -> TiffLevel:
 def _mark_foreign(levels: list[TiffLevel]) -> None:
     """Below its finest level, Aperio's tiles without data are drawn from the level before, and so is what covers them.
 
+    What covers a tile is taken from how many tiles the levels have, and may be another one: OpenSlide counts on row by row.
     Source: OpenSlide 4, ``openslide-vendor-aperio.c``, ``propagate_missing_tile`` and ``render_missing_tile``.
     """
     for level, next_level in pairwise(levels):
         next_level.foreign[next_level.empty] = True
         next_level.empty[...] = False
         (down, across), (next_down, next_across) = level.shape, next_level.shape
-        down_step, across_step = max(1, round(down / next_down)), max(1, round(across / next_across))
-        for row, column in np.argwhere(level.empty | level.foreign).tolist():
-            covered = min(row // down_step, next_down - 1), min(column // across_step, next_across - 1)
-            next_level.foreign[covered] = True
+        down_step, across_step = (math.floor(ratio + 0.5) for ratio in (down / next_down, across / next_across))
+        rows, columns = np.nonzero(level.empty | level.foreign)
+        covering = rows // max(down_step, 1) * next_across + columns // max(across_step, 1)
+        next_level.foreign.ravel()[covering[covering < next_level.foreign.size]] = True

@@ -51,16 +51,9 @@ class TileCache:
         try:
             tile = decode()
         except BaseException:
-            with self._lock:
-                self._entries.pop(key, None)
-            own.ready.set()
+            self._settle(key, own, None)
             raise
-        with self._lock:
-            own.tile = tile
-            if self._entries.get(key) is own:  # not forgotten meanwhile
-                self._bytes += tile.nbytes
-                self._make_room()
-        own.ready.set()
+        self._settle(key, own, tile)
         return tile
 
     def forget(self, owner: Hashable) -> None:
@@ -75,9 +68,21 @@ class TileCache:
         """Bytes of the tiles in it."""
         return self._bytes
 
-    def _make_room(self) -> None:
+    def _settle(self, key: tuple[Hashable, ...], entry: _Entry, tile: UInt8Array | None) -> None:
+        """Keep a tile that has been decoded, if there is a place for it, and let those who wait for it go on."""
+        with self._lock:
+            if self._entries.get(key) is entry:  # not forgotten meanwhile
+                if tile is not None and tile.nbytes <= self.capacity_bytes:
+                    self._make_room(tile.nbytes)
+                    self._bytes += tile.nbytes
+                else:
+                    del self._entries[key]
+            entry.tile = tile
+        entry.ready.set()
+
+    def _make_room(self, wanted_bytes: int) -> None:
         for key in list(self._entries):
-            if self._bytes <= self.capacity_bytes:
+            if self._bytes + wanted_bytes <= self.capacity_bytes:
                 return
             tile = self._entries[key].tile
             if tile is not None:  # else it is being decoded

@@ -4,18 +4,23 @@ In: a directory of a TIFF file.  Out: a decoder: encoded parts of a tile into (t
 reads a file. Decoders may be called from several threads at once; the work is done without the interpreter's lock.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with the settings that OpenSlide uses: the accurate integer transform, and smooth
-upsampling of the chroma. Everything else is tifffile's and imagecodecs'.
-Source: OpenSlide 4, ``openslide-decode-tiff.c`` and ``openslide-decode-jp2k.c``; Adobe's marker: ITU-T T.872, section 6.5.3.
+upsampling of the chroma. JPEG 2000 is imagecodecs' (and Pillow's, where chroma is stored smaller), everything else tifffile's.
+Source: OpenSlide 4, ``openslide-decode-tiff.c``, ``openslide-decode-jp2k.c``; JPEG: ITU-T T.81, annex B; Adobe's marker:
+ITU-T T.872, section 6.5.3; JPEG 2000: ITU-T T.800, annexes A.5.1 and I.
 """
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import tifffile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from streamwsi.chunks import UInt8Array
 
@@ -23,10 +28,23 @@ TileDecoder = Callable[[Sequence[bytes], UInt8Array], None]
 """``decode(parts, out)``: the parts of a tile (one, or one for each colour) into ``out``, which is C-contiguous. Raises
 whatever its codec raises for what it cannot decode."""
 
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
+_LOSSLESS = (
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.DEFLATE,
+    tifffile.COMPRESSION.PACKBITS,
+    tifffile.COMPRESSION.ZSTD,
+)
 _JPEG2000_YCBCR, _JPEG2000_RGB = 33003, 33005
 """Aperio's own compressions."""
+
+_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+_JPEG_APP0, _JPEG_APP14 = 0xE0, 0xEE
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"
+"""Adobe's marker, up to how the colours are transformed: 0 they are not, 1 they are YCbCr."""
+_JPEG2000_START = b"\xff\x4f\xff\x51"
 
 
 class UnfitError(Exception):
@@ -51,51 +69,87 @@ def decoder_of(directory: Directory) -> TileDecoder:
     """The decoder of a directory's tiles. Raises UnfitError where there is none."""
     if directory.bitspersample != 8 or directory.sampleformat != 1:
         raise UnfitError(f"{directory.bitspersample}-bit samples of format {directory.sampleformat}, expected 8-bit unsigned")
-    if directory.samplesperpixel not in (1, 3) or directory.extrasamples:
-        raise UnfitError(f"{directory.samplesperpixel} samples per pixel, expected 3 (RGB) or 1 (grey)")
-    photometric = tifffile.PHOTOMETRIC(directory.photometric)
-    if directory.compression == tifffile.COMPRESSION.JPEG and directory.planarconfig == tifffile.PLANARCONFIG.CONTIG:
+    samples, photometric = directory.samplesperpixel, tifffile.PHOTOMETRIC(directory.photometric)
+    if samples not in (1, 3) or directory.extrasamples:
+        raise UnfitError(f"{samples} samples per pixel, expected 3 (colours) or 1 (grey)")
+    if (photometric == tifffile.PHOTOMETRIC.MINISBLACK) != (samples == 1):
+        raise UnfitError(f"its colours are {photometric.name}, of {samples} samples per pixel")
+    whole = directory.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    if whole and directory.compression == tifffile.COMPRESSION.JPEG:
         return _jpeg_decoder(photometric, directory.jpegtables)
-    if directory.compression == _JPEG2000_YCBCR:
-        return _decode_jpeg2000_ycbcr
-    if directory.compression == _JPEG2000_RGB:
-        return _decode_jpeg2000_rgb
+    if whole and samples == 3 and directory.compression in (_JPEG2000_YCBCR, _JPEG2000_RGB):
+        return _decode_jpeg2000_ycbcr if directory.compression == _JPEG2000_YCBCR else _decode_jpeg2000
+    if directory.compression not in _LOSSLESS:
+        raise UnfitError(f"its compression is {directory.compression!s}{'' if whole else ', each colour apart'}")
     if photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
-        raise UnfitError(f"colours are {photometric.name}, compressed as {directory.compression!s}")
-    return _tifffile_decoder(directory.decode)
+        raise UnfitError(f"its colours are {photometric.name}, compressed as {directory.compression!s}")
+    return _tifffile_decoder(directory.decode, raw=directory.compression == tifffile.COMPRESSION.NONE)
 
 
 def _jpeg_decoder(photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> TileDecoder:
     """Tiles that are JPEG streams, whose tables may stand apart.
 
-    TIFF says what the colours are, and a JPEG stream need not; libjpeg would guess. Adobe's marker says it to the decoder.
+    TIFF says what the colours are, whatever the stream itself says of them; libjpeg would believe the stream, or guess.
     """
-    transforms = {tifffile.PHOTOMETRIC.RGB: 0, tifffile.PHOTOMETRIC.YCBCR: 1}
-    head = _JPEG_START
-    if photometric in transforms:
-        head += b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transforms[photometric]])
-    elif photometric != tifffile.PHOTOMETRIC.MINISBLACK:
-        raise UnfitError(f"colours of JPEG tiles are {photometric.name}")
-    if tables:
-        head += tables.removeprefix(_JPEG_START).removesuffix(_JPEG_END)
+    adobe = {tifffile.PHOTOMETRIC.RGB: _ADOBE % 0, tifffile.PHOTOMETRIC.YCBCR: _ADOBE % 1, tifffile.PHOTOMETRIC.MINISBLACK: b""}
+    if photometric not in adobe:
+        raise UnfitError(f"the colours of its JPEG tiles are {photometric.name}")
+    samples = 1 if photometric == tifffile.PHOTOMETRIC.MINISBLACK else 3
+    start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + adobe[photometric]
 
     def decode(parts: Sequence[bytes], out: UInt8Array) -> None:
         (data,) = parts
-        found = simplejpeg.decode_jpeg(head + data[2:], "RGB", fastdct=False, fastupsample=False, buffer=out, strict=True)
-        if found.shape != out.shape:
-            raise ValueError(f"a tile is {found.shape}, expected {out.shape}")
+        header = _jpeg_header(data)
+        if header.frame != (8, *out.shape[:2], samples):
+            raise ValueError(
+                f"a tile is {header.frame} (bits, height, width, samples), expected (8, {out.shape[:2]}, {samples})"
+            )
+        stream = b"".join((start, header.segments, memoryview(data)[header.size :]))
+        simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out, strict=True)
 
     return decode
 
 
-def _tifffile_decoder(decode_segment: Callable[..., Any]) -> TileDecoder:
-    """Tiles of any other kind: all samples together, or a part for each."""
+class _JpegHeader(NamedTuple):
+    """What stands before the scan of a JPEG stream."""
+
+    segments: bytes
+    """But for those that speak of colours."""
+    frame: tuple[int, int, int, int] | None
+    """(bits, height, width, samples); None where the stream holds tables only."""
+    size: int
+    """Bytes of the stream before its scan."""
+
+
+def _jpeg_header(stream: bytes) -> _JpegHeader:
+    if stream[:2] != _JPEG_START:
+        raise ValueError(f"a JPEG stream begins with {stream[:2]!r}")
+    segments, frame, place = [], None, 2
+    while stream[place : place + 2] not in (_JPEG_SCAN, _JPEG_END):
+        mark, marker, size = struct.unpack_from(">BBH", stream, place)
+        if mark != 0xFF:
+            raise ValueError(f"byte {place} of a JPEG stream is {mark:#x}, where a marker should stand")
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        if marker in _JPEG_FRAMES:
+            frame = struct.unpack_from(">BHHB", stream, place + 4)
+        if marker not in (_JPEG_APP0, _JPEG_APP14):
+            segments.append(stream[place : place + 2 + size])
+        place += 2 + size
+    return _JpegHeader(b"".join(segments), frame, place)
+
+
+def _tifffile_decoder(decode_segment: Callable[..., Any], raw: bool) -> TileDecoder:
+    """Tiles without loss: all samples together, or a part for each."""
 
     def decode(parts: Sequence[bytes], out: UInt8Array) -> None:
         for number, data in enumerate(parts):
             pixels = decode_segment(data, 0)[0]
-            if pixels is None or pixels.shape[:3] != (1, *out.shape[:2]):
-                raise ValueError(f"a tile is {getattr(pixels, 'shape', None)}, expected (1, {out.shape[0]}, {out.shape[1]}, …)")
+            if pixels.shape[:3] != (1, *out.shape[:2]):
+                raise ValueError(f"a tile is {pixels.shape}, expected (1, {out.shape[0]}, {out.shape[1]}, …)")
+            if raw and pixels.size != len(data):
+                raise ValueError(f"a tile has {len(data)} bytes, expected {pixels.size}")  # libtiff refuses it
             if len(parts) == 1:
                 out[...] = pixels[0]  # grey is spread over the three
             else:
@@ -104,19 +158,42 @@ def _tifffile_decoder(decode_segment: Callable[..., Any]) -> TileDecoder:
     return decode
 
 
-def _decode_jpeg2000_rgb(parts: Sequence[bytes], out: UInt8Array) -> None:
+def _decode_jpeg2000(parts: Sequence[bytes], out: UInt8Array) -> None:
+    """Samples as they are stored. Chroma may have half the width, the only other size that Aperio's have."""
     import imagecodecs
 
     (data,) = parts
-    pixels = imagecodecs.jpeg2k_decode(data)
-    if pixels.shape != out.shape or pixels.dtype != np.uint8:
-        raise ValueError(f"a tile is {pixels.shape} {pixels.dtype}, expected {out.shape} uint8")
-    out[...] = pixels
+    if data[:4] != _JPEG2000_START:
+        raise ValueError(f"a JPEG 2000 stream begins with {data[:4]!r}")
+    width, height, left, top = struct.unpack_from(">4I", data, 8)
+    (samples,) = struct.unpack_from(">H", data, 40)
+    if (height - top, width - left, samples, left, top) != (*out.shape, 0, 0):
+        raise ValueError(f"a tile is {width} x {height} px of {samples} samples from ({left}, {top}), expected {out.shape}")
+    kinds = struct.unpack_from("9B", data, 42)  # of each sample: bits less 1, pixels across, pixels down
+    if kinds == (7, 1, 1) * 3:
+        out[...] = imagecodecs.jpeg2k_decode(data)
+    elif kinds == (7, 1, 1, 7, 2, 1, 7, 2, 1) and width % 2 == 0:
+        # Decoders guess that such a stream is YCbCr, and convert it, unless a file around it says that it is RGB.
+        with Jpeg2KImageFile(io.BytesIO(_as_jp2(data, width, height))) as picture:
+            out[...] = np.asarray(picture)
+    else:
+        raise ValueError(f"the samples of a tile are {kinds}")
+
+
+def _as_jp2(stream: bytes, width: int, height: int) -> bytes:
+    """A JPEG 2000 stream as a file that says that its three samples are RGB."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    header = box(b"ihdr", struct.pack(">IIH4B", height, width, 3, 7, 7, 0, 0)) + box(b"colr", b"\1\0\0" + struct.pack(">I", 16))
+    signature, kind = box(b"jP  ", b"\r\n\x87\n"), box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    return signature + kind + box(b"jp2h", header) + box(b"jp2c", stream)
 
 
 def _decode_jpeg2000_ycbcr(parts: Sequence[bytes], out: UInt8Array) -> None:
-    """Luma and chroma, of which the latter may be half as wide, by the tables that OpenSlide has."""
-    _decode_jpeg2000_rgb(parts, out)
+    """Luma and chroma, by the tables that OpenSlide has."""
+    _decode_jpeg2000(parts, out)
     luma = out[..., 0].astype(np.int16)
     blue, red = out[..., 1].copy(), out[..., 2].copy()
     out[..., 0] = np.clip(luma + _RED_OF_CR[red], 0, 255)
@@ -125,18 +202,21 @@ def _decode_jpeg2000_ycbcr(parts: Sequence[bytes], out: UInt8Array) -> None:
 
 
 def _chroma_tables() -> tuple[Any, Any, Any, Any]:
-    """ITU-R BT.601 in 16-bit fixed point, as libjpeg and OpenSlide have it. Source: libjpeg, ``jdcolor.c``."""
-    centred = np.arange(256, dtype=np.int64) - 128
+    """ITU-R BT.601, each entry rounded on its own; green, of two parts, in 16-bit fixed point with the half for its rounding.
 
-    def fixed(factor: float) -> int:
-        return int(factor * 65536 + 0.5)
+    Source: OpenSlide 4, ``make-tables.c``; libjpeg's differ from them by up to one grey level.
+    """
+    centred = np.arange(256) - 128
 
-    half = 1 << 15
+    def rounded(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int32]:
+        away_from_zero: npt.NDArray[np.int32] = np.trunc(values + np.copysign(0.5, values)).astype(np.int32)
+        return away_from_zero
+
     return (
-        ((fixed(1.40200) * centred + half) >> 16).astype(np.int16),
-        (-fixed(0.34414) * centred + half).astype(np.int32),
-        (-fixed(0.71414) * centred).astype(np.int32),
-        ((fixed(1.77200) * centred + half) >> 16).astype(np.int16),
+        rounded(1.402 * centred).astype(np.int16),
+        rounded(65536 * (0.5 - 0.34414 * centred)),
+        rounded(65536 * -0.71414 * centred),
+        rounded(1.772 * centred).astype(np.int16),
     )
 
 

@@ -1,0 +1,67 @@
+"""Reading all chunks of a slide in order decodes each tile once, or hardly more often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamwsi.chunks import UInt8Array
+from streamwsi.loading.read import read_chunk
+from streamwsi.slides import open_slide
+from streamwsi.slides.tiff import TiffReader
+from tests.loading.test_read_parity import resolve
+from tests.slides.tiff_files import DEFLATE, KINDS, Page, write
+
+MOST = 1.05
+"""Decodes for each tile that is read at all."""
+
+
+def blank_slide(path: Path, extent: tuple[int, int], tile: int) -> Path:
+    """A level all of whose tiles are one white tile, stored once."""
+    white = KINDS["deflate"].encode(np.full((tile, tile, 3), 255, np.uint8))
+    count = -(-extent[0] // tile) * -(-extent[1] // tile)
+    elsewhere = {number: (8, len(white)) for number in range(1, count)}
+    return write(path, [Page(extent, (tile, tile), [white, *[b" "] * (count - 1)], DEFLATE, wrong=elsewhere)])
+
+
+def decode_nothing(_: Sequence[bytes], __: UInt8Array) -> None:
+    pass
+
+
+def decodes_per_tile(path: Path, kernel: int, stride: int) -> float:
+    with open_slide(path, "tiff") as reader:
+        assert isinstance(reader, TiffReader)
+        reader.levels = [replace(level, decode=decode_nothing) for level in reader.levels]  # only counted here
+        resolved = resolve(reader, path, kernel=kernel, stride=stride)
+        with ThreadPoolExecutor(2) as threads:
+            for _ in threads.map(partial(read_size, reader, resolved), range(len(resolved.chunks()))):
+                pass
+        decoded, seen = reader.tiles_read()
+    return decoded / int(np.unpackbits(np.frombuffer(seen, np.uint8)).sum())
+
+
+def read_size(reader, resolved, number: int) -> int:
+    return read_chunk(reader, resolved, number).pixels.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [(256, 256), (240, 240), (256, 128), (256, 64), (512, 512), (512, 128), (224, 224), (300, 200), (1024, 700)],
+)
+@pytest.mark.parametrize("tile", [240, 256, 512])
+def test_each_tile_is_decoded_once(tmp_path, tile, kernel, stride):
+    path = blank_slide(tmp_path / "slide.tiff", (9000, 6000), tile)
+    assert decodes_per_tile(path, kernel, stride) <= MOST
+
+
+@pytest.mark.xfail(reason="a row of chunks on a wide level outlasts the cache: chunks would have to lie along tiles, in bands")
+@pytest.mark.parametrize(("tile", "kernel", "stride"), [(240, 256, 256), (256, 256, 128), (512, 300, 200)])
+def test_each_tile_of_a_wide_level_is_decoded_once(tmp_path, tile, kernel, stride):
+    path = blank_slide(tmp_path / "wide.tiff", (120_000, 3000), tile)
+    assert decodes_per_tile(path, kernel, stride) <= MOST

@@ -1,0 +1,189 @@
+"""Tiles are decoded once for all who ask, and the cache never holds more than it may."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from streamwsi.slides.tile_cache import TileCache
+from tests.helpers import UInt8Array
+
+CAPACITY = 1000
+WAIT_S = 20
+"""For what happens at once unless something is wrong."""
+
+
+def tile(size: int, value: int = 0) -> UInt8Array:
+    return np.full(size, value, np.uint8)
+
+
+class Damaged(Exception):
+    pass
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """One thread, any order of calls: the cache is a dictionary of those used last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = TileCache(CAPACITY)
+        self.kept: dict[tuple[int, int], UInt8Array] = {}
+        """As the cache should be, the one used last at the end."""
+
+    @rule(owner=st.integers(0, 2), number=st.integers(0, 5), size=st.integers(1, 1300), damaged=st.booleans())
+    def get(self, owner: int, number: int, size: int, damaged: bool) -> None:
+        key, made = (owner, number), []
+
+        def decode() -> UInt8Array:
+            if damaged:
+                raise Damaged
+            made.append(tile(size))
+            return made[0]
+
+        if key in self.kept:
+            assert self.cache.get(key, decode) is self.kept[key] and not made
+            self.kept[key] = self.kept.pop(key)
+        elif damaged:
+            with pytest.raises(Damaged):
+                self.cache.get(key, decode)
+        else:
+            assert self.cache.get(key, decode) is made[0]
+            if size <= CAPACITY:
+                self.kept[key] = made[0]
+            while sum(kept.nbytes for kept in self.kept.values()) > CAPACITY:
+                del self.kept[next(iter(self.kept))]
+
+    @rule(owner=st.integers(0, 2))
+    def forget(self, owner: int) -> None:
+        self.cache.forget(owner)
+        self.kept = {key: kept for key, kept in self.kept.items() if key[0] != owner}
+
+    @invariant()
+    def holds_what_it_should(self) -> None:
+        assert self.cache.held_bytes == sum(kept.nbytes for kept in self.kept.values()) <= CAPACITY
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+def test_threads_that_ask_for_one_tile_wait_for_one_decode():
+    cache, begun, go = TileCache(CAPACITY), threading.Event(), threading.Event()
+    decoded = []
+
+    def decode() -> UInt8Array:
+        decoded.append(threading.get_ident())
+        begun.set()
+        assert go.wait(WAIT_S)
+        return tile(10)
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(cache.get, (0, 0), decode) for _ in range(8)]
+        assert begun.wait(WAIT_S)
+        go.set()
+        tiles = [each.result(WAIT_S) for each in asked]
+    assert len(decoded) == 1 and all(found is tiles[0] for found in tiles)
+
+
+def test_a_tile_that_is_being_decoded_does_not_hold_up_others():
+    cache, go = TileCache(CAPACITY), threading.Event()
+
+    def slow() -> UInt8Array:
+        assert go.wait(WAIT_S)
+        return tile(10)
+
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(cache.get, (0, 0), slow)
+        assert threads.submit(cache.get, (0, 1), lambda: tile(5)).result(WAIT_S).nbytes == 5
+        cache.forget(1)
+        go.set()
+        waiting.result(WAIT_S)
+    assert cache.held_bytes == 15
+
+
+def test_an_error_reaches_each_who_asks_and_does_not_stay():
+    cache, begun, go = TileCache(CAPACITY), threading.Event(), threading.Event()
+
+    def damaged() -> UInt8Array:
+        begun.set()
+        assert go.wait(WAIT_S)
+        raise Damaged
+
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(cache.get, (0, 0), damaged) for _ in range(6)]
+        assert begun.wait(WAIT_S)
+        go.set()
+        assert all(isinstance(each.exception(WAIT_S), Damaged) for each in asked)
+    assert cache.held_bytes == 0
+    assert cache.get((0, 0), lambda: tile(7)).nbytes == 7 == cache.held_bytes
+
+
+def decoding(cache: TileCache, outcome: Callable[[], UInt8Array], meanwhile: Callable[[], None]) -> UInt8Array:
+    """``cache.get`` in another thread, with something done while it decodes."""
+    begun, go = threading.Event(), threading.Event()
+
+    def decode() -> UInt8Array:
+        begun.set()
+        assert go.wait(WAIT_S)
+        return outcome()
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(cache.get, (0, 0), decode)
+        assert begun.wait(WAIT_S)
+        meanwhile()
+        go.set()
+        return asked.result(WAIT_S)
+
+
+def test_a_tile_that_is_forgotten_while_it_is_decoded_is_given_and_not_kept():
+    cache = TileCache(CAPACITY)
+    assert decoding(cache, lambda: tile(10), lambda: cache.forget(0)).nbytes == 10
+    assert cache.held_bytes == 0
+
+
+def test_a_failed_decode_that_was_forgotten_does_not_take_another_tile_along():
+    cache = TileCache(CAPACITY)
+
+    def damaged() -> UInt8Array:
+        raise Damaged
+
+    def meanwhile() -> None:
+        cache.forget(0)
+        cache.get((0, 0), lambda: tile(10, value=1))
+
+    with pytest.raises(Damaged):
+        decoding(cache, damaged, meanwhile)
+    assert cache.held_bytes == 10
+    assert cache.get((0, 0), damaged)[0] == 1
+
+
+def test_many_threads_never_hold_more_than_the_capacity():
+    cache, most, lock = TileCache(CAPACITY), 0, threading.Lock()
+
+    def work(seed: int) -> None:
+        nonlocal most
+        random = np.random.default_rng(seed)
+        for _ in range(400):
+            owner, number = random.integers(0, [3, 30]).tolist()
+            size = 20 + 7 * number
+            if random.random() < 0.02:
+                cache.forget(owner)
+            found = cache.get((owner, number), lambda size=size, number=number: tile(size, number))
+            assert found.nbytes == size and found[0] == number
+            with lock:
+                most = max(most, cache.held_bytes)
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(work, seed) for seed in range(6)]:
+            done.result(WAIT_S)
+    assert 0 < most <= CAPACITY
+    for owner in range(3):
+        cache.forget(owner)
+    assert cache.held_bytes == 0

@@ -126,7 +126,7 @@ def test_a_collector_of_the_examples_can_be_named_on_the_command_line(tmp_path: 
     assert (tmp_path / "out" / "CMU-1-Small-Region.csv").read_text().startswith("slide,index,x,y,level,width,height,redness,")
 
 
-def tests_in(path: Path) -> set[str]:
+def names_of_tests_in(path: Path) -> set[str]:
     """What pytest finds in a file, as it is called there: functions, classes, and cases of state machines."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -142,7 +142,9 @@ def test_every_test_that_a_promise_rests_on_is_there() -> None:
     named = re.findall(r"`([^`\s]+\.py)::([^`\s]+)`", text)
     assert len(named) > 90 and len(named) == text.count("::")
     for path, name in named:
-        assert name in tests_in(ROOT / "tests" / path), f"docs/reliability.md names tests/{path}::{name}, which is not there"
+        assert name in names_of_tests_in(ROOT / "tests" / path), (
+            f"docs/reliability.md names tests/{path}::{name}, which is not there"
+        )
 
 
 def test_every_promise_rests_on_a_test() -> None:

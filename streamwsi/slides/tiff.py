@@ -140,13 +140,14 @@ class TiffReader:
         users: dict[tuple[int, int], list[Part]] = {}
         for part in parts:
             x, y, out = part
-            if not out.size:
-                continue
-            right, bottom = x + out.shape[1], y + out.shape[0]
-            if x < 0 or y < 0 or right > width or bottom > height:
+            left, top = max(x, 0), max(y, 0)
+            right, bottom = min(x + out.shape[1], width), min(y + out.shape[0], height)
+            if (left, top, right, bottom) != (x, y, x + out.shape[1], y + out.shape[0]):
                 out[...] = self.openslide.background
-            for row in range(max(y, 0) // tile_h, -(-min(bottom, height) // tile_h)):
-                for column in range(max(x, 0) // tile_w, -(-min(right, width) // tile_w)):
+            if left >= right or top >= bottom:
+                continue
+            for row in range(top // tile_h, -(-bottom // tile_h)):
+                for column in range(left // tile_w, -(-right // tile_w)):
                     users.setdefault((row, column), []).append(part)
         return users
 

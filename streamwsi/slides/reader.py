@@ -35,7 +35,7 @@ class TilesRead(NamedTuple):
     decoded: int
     """Tiles, counted as often as they were decoded."""
     seen: bytes
-    """A bit for each tile of each level: whether it was ever read."""
+    """A bit for each tile of each level: whether it was ever decoded; tiles without data never are."""
 
 
 class SlideReader(Protocol):

@@ -107,7 +107,17 @@ class TiffReader:
             raise SlideError(f"{self.openslide.path} is closed")
         for (row, column), users in self._tiles_of(self.levels[level], parts).items():
             self._paste(file, level, row, column, users, own)
-            self._seen[level][row, column] = True
+
+    def decode_tile(self, level: int, row: int, column: int) -> UInt8Array:
+        """A tile, (tile height, tile width, 3), without OpenSlide's help; what lies beyond the level is undefined.
+
+        Raises UndecodableError where it has no data of its own, or they are damaged.
+        """
+        file = self._file
+        if file is None:
+            raise SlideError(f"{self.openslide.path} is closed")
+        tile_w, tile_h = self.levels[level].tile
+        return self._decode_directly(file, level, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
 
     def resampled_px(self, level: int) -> float:
         """0: tiles are never resampled."""
@@ -140,13 +150,14 @@ class TiffReader:
         users: dict[tuple[int, int], list[Part]] = {}
         for part in parts:
             x, y, out = part
-            if not out.size:
-                continue
-            right, bottom = x + out.shape[1], y + out.shape[0]
-            if x < 0 or y < 0 or right > width or bottom > height:
+            left, top = max(x, 0), max(y, 0)
+            right, bottom = min(x + out.shape[1], width), min(y + out.shape[0], height)
+            if (left, top, right, bottom) != (x, y, x + out.shape[1], y + out.shape[0]):
                 fill(out, self.openslide.background)
-            for row in range(max(y, 0) // tile_h, -(-min(bottom, height) // tile_h)):
-                for column in range(max(x, 0) // tile_w, -(-min(right, width) // tile_w)):
+            if left >= right or top >= bottom:
+                continue
+            for row in range(top // tile_h, -(-bottom // tile_h)):
+                for column in range(left // tile_w, -(-right // tile_w)):
                     users.setdefault((row, column), []).append(part)
         return users
 
@@ -179,22 +190,12 @@ class TiffReader:
         for target, rows, columns in targets:
             target[...] = tile[rows, columns]
 
-    def decode_tile(self, level: int, row: int, column: int) -> UInt8Array:
-        """A tile, (tile height, tile width, 3), without OpenSlide's help; what lies beyond the level is undefined.
-
-        Raises UndecodableError where it has no data of its own, or they are damaged.
-        """
-        file = self._file
-        if file is None:
-            raise SlideError(f"{self.openslide.path} is closed")
-        tile_w, tile_h = self.levels[level].tile
-        return self._decode_directly(file, level, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
-
     def _decode(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         """Decode a tile into `out`; OpenSlide makes those that are damaged, or made from others, or says what is wrong."""
         level = self.levels[number]
         with self._lock:
             self._decoded += 1
+            self._seen[number][row, column] = True
         try:
             return self._decode_directly(file, number, row, column, out)
         except UndecodableError:
@@ -205,14 +206,13 @@ class TiffReader:
 
     def _decode_directly(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         level = self.levels[number]
-        where = f"level {number}, row {row}, column {column} of tiles"
-        if level.foreign[row, column] or level.empty[row, column]:
-            raise UndecodableError(f"{where}: it has no data of its own")
-        places = zip(level.offsets[row, column].tolist(), level.sizes[row, column].tolist(), strict=True)
         try:
+            if level.foreign[row, column] or level.empty[row, column]:
+                raise ValueError("it has no data of its own")
+            places = zip(level.offsets[row, column].tolist(), level.sizes[row, column].tolist(), strict=True)
             level.decode([file.read(offset, size) for offset, size in places], out)
         except Exception as error:  # codecs raise what they like
-            raise UndecodableError(f"{where}: {error}") from error
+            raise UndecodableError(f"level {number}, row {row}, column {column} of tiles: {error}") from error
         return out
 
     def _scratch_of(self, level: TiffLevel) -> npt.NDArray[np.uint8]:

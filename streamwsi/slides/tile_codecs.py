@@ -42,8 +42,8 @@ _JPEG2000_YCBCR, _JPEG2000_RGB = 33003, 33005
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _JPEG_APP0, _JPEG_APP14 = 0xE0, 0xEE
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"
-"""Adobe's marker, up to how the colours are transformed: 0 they are not, 1 they are YCbCr."""
+_RGB, _YCBCR = (b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform for transform in (b"\x00", b"\x01"))
+"""Adobe's marker; its last byte says how the colours are transformed."""
 _JPEG2000_START = b"\xff\x4f\xff\x51"
 
 
@@ -91,11 +91,11 @@ def _jpeg_decoder(photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> Ti
 
     TIFF says what the colours are, whatever the stream itself says of them; libjpeg would believe the stream, or guess.
     """
-    adobe = {tifffile.PHOTOMETRIC.RGB: _ADOBE % 0, tifffile.PHOTOMETRIC.YCBCR: _ADOBE % 1, tifffile.PHOTOMETRIC.MINISBLACK: b""}
-    if photometric not in adobe:
+    colours = {tifffile.PHOTOMETRIC.RGB: _RGB, tifffile.PHOTOMETRIC.YCBCR: _YCBCR, tifffile.PHOTOMETRIC.MINISBLACK: b""}
+    if photometric not in colours:
         raise UnfitError(f"the colours of its JPEG tiles are {photometric.name}")
     samples = 1 if photometric == tifffile.PHOTOMETRIC.MINISBLACK else 3
-    start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + adobe[photometric]
+    start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + colours[photometric]
 
     def decode(parts: Sequence[bytes], out: UInt8Array) -> None:
         (data,) = parts
@@ -134,10 +134,18 @@ def _jpeg_header(stream: bytes) -> _JpegHeader:
             continue
         if marker in _JPEG_FRAMES:
             frame = struct.unpack_from(">BHHB", stream, place + 4)
-        if marker not in (_JPEG_APP0, _JPEG_APP14):
-            segments.append(stream[place : place + 2 + size])
+        segment = stream[place : place + 2 + size]
+        if not _says_colours(marker, segment[4:]):
+            segments.append(segment)
         place += 2 + size
     return _JpegHeader(b"".join(segments), frame, place)
+
+
+def _says_colours(marker: int, content: bytes) -> bool:
+    """Whether a segment is JFIF's or Adobe's, as it should be; libjpeg complains about others, and so does OpenSlide."""
+    if marker == _JPEG_APP0:
+        return content[:6] == b"JFIF\0\1"
+    return marker == _JPEG_APP14 and content[:5] == b"Adobe" and content[11:12] in (b"\0", b"\1")
 
 
 def _tifffile_decoder(decode_segment: Callable[..., Any], raw: bool) -> TileDecoder:
@@ -165,19 +173,19 @@ def _decode_jpeg2000(parts: Sequence[bytes], out: UInt8Array) -> None:
     (data,) = parts
     if data[:4] != _JPEG2000_START:
         raise ValueError(f"a JPEG 2000 stream begins with {data[:4]!r}")
-    width, height, left, top = struct.unpack_from(">4I", data, 8)
+    width, height, left, top, part_w, part_h = struct.unpack_from(">6I", data, 8)
     (samples,) = struct.unpack_from(">H", data, 40)
     if (height - top, width - left, samples, left, top) != (*out.shape, 0, 0):
         raise ValueError(f"a tile is {width} x {height} px of {samples} samples from ({left}, {top}), expected {out.shape}")
     kinds = struct.unpack_from("9B", data, 42)  # of each sample: bits less 1, pixels across, pixels down
     if kinds == (7, 1, 1) * 3:
         out[...] = imagecodecs.jpeg2k_decode(data)
-    elif kinds == (7, 1, 1, 7, 2, 1, 7, 2, 1) and width % 2 == 0:
+    elif kinds == (7, 1, 1, 7, 2, 1, 7, 2, 1) and width % 2 == 0 and part_w >= width and part_h >= height:
         # Decoders guess that such a stream is YCbCr, and convert it, unless a file around it says that it is RGB.
         with Jpeg2KImageFile(io.BytesIO(_as_jp2(data, width, height))) as picture:
             out[...] = np.asarray(picture)
     else:
-        raise ValueError(f"the samples of a tile are {kinds}")
+        raise ValueError(f"the samples of a tile are {kinds}, in parts of {part_w} x {part_h} px")
 
 
 def _as_jp2(stream: bytes, width: int, height: int) -> bytes:

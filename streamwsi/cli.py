@@ -109,7 +109,7 @@ def main() -> None:
 @click.option("--threads", type=int, help="Decode threads of each loader.  [default: the processors]")
 @click.option("--writers", type=int, default=1, show_default=True, help="Writer processes.")
 @click.option("--chunk-px", type=int, default=1 << 21, show_default=True, help="Pixels of a big chunk, about.")
-@click.option("--tile-cache-mb", type=float, default=134, show_default=True, help="Decoded tiles that a loader keeps, in MB.")
+@click.option("--tile-cache-mb", type=float, default=201, show_default=True, help="Decoded tiles that a loader keeps, in MB.")
 @click.option("--min-chunk-interval", type=float, default=0.0, help="Seconds between two chunks of a loader, at least.")
 @click.option("--max-restarts", type=int, default=5, show_default=True, help="Workers that may be replaced.")
 @click.option("--stall-timeout", type=float, default=1800.0, show_default=True, help="Seconds without progress that end it.")

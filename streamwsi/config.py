@@ -18,7 +18,8 @@ Transport = Literal["auto", "shm", "ipc", "tcp"]
 Durability = Literal["process", "power"]
 
 
-TILE_CACHE_BYTES = 1 << 27
+TILE_CACHE_BYTES = 192 << 20
+"""Decoded tiles that a loader keeps, by default."""
 
 
 class Defining(msgspec.Struct, frozen=True, kw_only=True):

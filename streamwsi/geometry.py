@@ -232,6 +232,8 @@ class ChunkGrid:
 
 _CHUNK_COST_PX = 64 * 1024
 """What a chunk costs besides its pixels (a lease, a message, a commit), in pixels."""
+_CACHE_SHARE = 0.6
+"""Of the cache, what one row of chunks in a band may fill: some is for other tiles, and chunks are not finished in order."""
 
 
 def cut_chunks(
@@ -249,7 +251,7 @@ def cut_chunks(
     A block that does not divide the grid leaves small chunks at the edge, which cost too. A window larger than the budget is a
     chunk of its own.
 
-    Bands are as wide as half of `cache_px` allows, which is to hold the tiles that a row of chunks shares with the next.
+    Bands are as wide as `cache_px` allows, which is to hold the tiles that a row of chunks shares with the next.
     """
     rows, columns = grid.shape
     if rows == 0 or columns == 0:
@@ -286,10 +288,13 @@ def _touched_px(windows: Int64Array, kernel_px: int, stride_px: int, tile_px: in
 
 def _band(grid: Grid, block: tuple[int, int], tile: tuple[int, int], cache_px: int) -> int:
     """Columns of chunks in a band; 0 where all can be in one."""
-    step, overlap = block[0] * grid.stride[1], max(0, grid.kernel[1] - grid.stride[1])
-    shared = -(-overlap // tile[1]) if step % tile[1] == 0 else -(-(overlap + tile[1] - 1) // tile[1])
     columns = -(-grid.shape[1] // block[1])
-    if not shared:
+    step_px = block[0] * grid.stride[1]
+    overlap_px = max(0, grid.kernel[1] - grid.stride[1]) + (0 if step_px % tile[1] == 0 else tile[1] - 1)
+    if not overlap_px:
         return 0
-    widest = max(1, cache_px // (2 * shared * tile[1]) // (block[1] * grid.stride[0]))
+    # A tile is kept for as many rows of chunks as the overlap reaches over; each of them adds as many pixels as are shared
+    rows, added_px = -(-overlap_px // step_px), min(overlap_px, step_px)
+    shared_px = rows * -(-added_px // tile[1]) * tile[1] * block[1] * grid.stride[0]
+    widest = max(1, int(_CACHE_SHARE * cache_px) // shared_px)
     return 0 if widest >= columns else -(-columns // -(-columns // widest))

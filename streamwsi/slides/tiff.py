@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.chunks import UInt8Array
+from streamwsi.config import TILE_CACHE_BYTES
 from streamwsi.errors import SlideError
 from streamwsi.slides.openslide import OpenSlideReader
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
@@ -28,8 +29,6 @@ from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tile_codecs import UnfitError
 
-_CACHE_BYTES = 1 << 26
-"""Of a reader that has a cache of its own."""
 _numbers = itertools.count()
 """Readers are told apart in a cache that they share."""
 
@@ -81,7 +80,7 @@ class TiffReader:
             self._file: _File | None = _File(openslide.path)
         except OSError as error:
             raise UnfitError(f"it cannot be opened once more: {error.strerror}") from error
-        self._cache = cache if cache is not None else TileCache(_CACHE_BYTES)
+        self._cache = cache if cache is not None else TileCache(TILE_CACHE_BYTES)
         self._number = next(_numbers)
         self._scratch = threading.local()
         self._lock = threading.Lock()
@@ -177,10 +176,12 @@ class TiffReader:
             for target, _, _ in targets:
                 fill(target, self.openslide.background)
             return
-        if own is not None and not (own[0] <= left and own[1] <= top and right <= own[2] and bottom <= own[3]):
+        own_rows = own is None or (own[1] <= top and bottom <= own[3])
+        if own is not None and not (own_rows and own[0] <= left and right <= own[2]):
             tile = self._cache.get(
                 (self._number, number, row, column),
                 lambda: self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8)),
+                passing=own_rows,  # the chunk beside this one is read next, the one below after a whole row of them
             )
         elif len(targets) == 1 and targets[0][0].shape == (tile_h, tile_w, 3) and targets[0][0].flags.c_contiguous:
             self._decode(file, number, row, column, targets[0][0])

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable
 
 from streamwsi.chunks import UInt8Array
 
-
 _PASSING_SHARE = 0.25
 """Of the capacity, what is for tiles that only the next chunk needs."""
 

@@ -123,7 +123,14 @@ class BigChunk:
         The cut depends on nothing but the chunk, so that a chunk processed again is cut the same way.
         """
         rows = self.readable_rows
-        sizes, group = np.unique(self.windows.size[rows], axis=0, return_inverse=True)
+        if not len(rows):
+            return
+        own = self.windows.size[rows]
+        if (own == own[0]).all():
+            for first in range(0, len(rows), batch_size):
+                yield rows[first : first + batch_size]
+            return
+        sizes, group = np.unique(own, axis=0, return_inverse=True)
         # the full-sized windows come first, then those that an adaptive border has cut
         for number in range(len(sizes) - 1, -1, -1):
             members = rows[group.ravel() == number]

@@ -108,7 +108,7 @@ def main() -> None:
 @click.option("--loaders", type=int, default=1, show_default=True, help="Loader processes.")
 @click.option("--threads", type=int, help="Decode threads of each loader.  [default: the processors]")
 @click.option("--writers", type=int, default=1, show_default=True, help="Writer processes.")
-@click.option("--chunk-px", type=int, default=1 << 21, show_default=True, help="Pixels of a big chunk, about.")
+@click.option("--chunk-px", type=int, default=1 << 23, show_default=True, help="Pixels of a big chunk, about.")
 @click.option("--tile-cache-mb", type=float, default=201, show_default=True, help="Decoded tiles that a loader keeps, in MB.")
 @click.option("--min-chunk-interval", type=float, default=0.0, help="Seconds between two chunks of a loader, at least.")
 @click.option("--max-restarts", type=int, default=5, show_default=True, help="Workers that may be replaced.")

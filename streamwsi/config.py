@@ -18,6 +18,8 @@ Transport = Literal["auto", "shm", "ipc", "tcp"]
 Durability = Literal["process", "power"]
 
 
+CHUNK_PX = 1 << 23
+"""Of a big chunk, about, by default: 128 windows of 256 px."""
 TILE_CACHE_BYTES = 192 << 20
 """Decoded tiles that a loader keeps, by default."""
 
@@ -60,10 +62,10 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """Decode threads of each loader; 0: one per processor that this process may use, shared among the loaders."""
     devices: tuple[str, ...] = ()
     """Dealt to the collectors in turn; empty: every collector's device is None."""
-    chunk_px: int = 1 << 21
+    chunk_px: int = CHUNK_PX
     """Pixels of a big chunk, about; a chunk holds at least one window."""
     loader_credits: int = 0
-    """Chunks a loader may hold, being read or waiting to be sent; 0: two more than its threads."""
+    """Chunks a loader may hold, being read or waiting to be sent; 0: one more than its threads."""
     collector_credits: int = 2
     """Chunks a collector may hold: one it works on, the others on their way."""
     writer_credits: int = 16

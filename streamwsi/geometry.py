@@ -232,6 +232,8 @@ class ChunkGrid:
 
 _CHUNK_COST_PX = 64 * 1024
 """What a chunk costs besides its pixels (a lease, a message, a commit), in pixels."""
+_RUN_COST_PX = 4 * 1024
+"""What a row of windows in a chunk costs: a run in the journal."""
 _CACHE_SHARE = 0.6
 """Of the cache, what one row of chunks in a band may fill: some is for other tiles, and chunks are not finished in order."""
 
@@ -272,7 +274,7 @@ def cut_chunks(
     allowed = whole if whole.any() else fits
     if not allowed.any():
         return ChunkGrid(grid.shape, (1, 1), _band(grid, (1, 1), (tile_w, tile_h), cache_px))
-    cost = np.where(allowed, chunks * (touched_px + _CHUNK_COST_PX), np.inf)
+    cost = np.where(allowed, chunks * (touched_px + _CHUNK_COST_PX + down * _RUN_COST_PX), np.inf)
     best_across, best_down = np.unravel_index(int(np.argmin(cost)), cost.shape)
     block = int(down[0, best_down]), int(across[best_across, 0])
     return ChunkGrid(grid.shape, block, _band(grid, block, (tile_w, tile_h), cache_px))

@@ -6,6 +6,7 @@ It is written into the journal, checked on resume, and recomputed from by `verif
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -52,7 +53,7 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
 
     def grid(self) -> Grid:
         """All windows of the slide."""
-        return Grid(self.extent, self.kernel, self.stride, self.border, self.downsample)
+        return _grid(self.extent, self.kernel, self.stride, self.border, self.downsample)
 
     def chunk_bytes(self, number: int) -> int:
         """How many bytes the pixels of a big chunk take."""
@@ -85,3 +86,9 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     def chunks(self) -> ChunkGrid:
         """How they are cut into big chunks."""
         return ChunkGrid(self.grid().shape, self.block, self.band)
+
+
+@lru_cache(maxsize=64)
+def _grid(extent: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], border: Border, downsample: float) -> Grid:
+    """A grid keeps its starts; they are asked for with each chunk."""
+    return Grid(extent, kernel, stride, border, downsample)

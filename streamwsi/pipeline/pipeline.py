@@ -16,7 +16,17 @@ import msgspec
 from streamwsi.collecting.collector import StreamCollector, overrides
 from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.spec import collector_arguments, collector_name, ship, source_hash
-from streamwsi.config import TILE_CACHE_BYTES, Defining, Durability, Execution, Transport, at_least, available_cpus, one_of
+from streamwsi.config import (
+    CHUNK_PX,
+    TILE_CACHE_BYTES,
+    Defining,
+    Durability,
+    Execution,
+    Transport,
+    at_least,
+    available_cpus,
+    one_of,
+)
 from streamwsi.errors import ConfigError
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
@@ -95,7 +105,7 @@ class Pipeline:
         devices: Sequence[str] | str | None = None,
         batch_size: int | None = None,
         threads: int | None = None,
-        chunk_px: int = 1 << 21,
+        chunk_px: int = CHUNK_PX,
         collector_credits: int = 2,
         writer_credits: int = 16,
         loader_credits: int | None = None,
@@ -142,7 +152,7 @@ class Pipeline:
             threads=threads,
             devices=names,
             chunk_px=_count(chunk_px, "chunk_px"),
-            loader_credits=threads + 2 if loader_credits is None else _count(loader_credits, "loader_credits"),
+            loader_credits=threads + 1 if loader_credits is None else _count(loader_credits, "loader_credits"),
             collector_credits=_count(collector_credits, "collector_credits"),
             writer_credits=_count(writer_credits, "writer_credits"),
             tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),

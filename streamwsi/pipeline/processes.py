@@ -86,6 +86,7 @@ class Processes:
                 [sys.executable, "-c", code, f"streamwsi-{startup.role}", str(number)],
                 stdin=subprocess.PIPE,
                 pass_fds=startup.descriptors(),
+                env=_environment(startup.role),
             )
         worker = Worker(startup.role, number, startup.name, process, device, startup.box)
         self.alive[worker.name] = worker
@@ -121,6 +122,12 @@ class Processes:
         worker.process.wait()
         self._ended.put(worker)
         self._on_exit()
+
+
+def _environment(role: Role) -> dict[str, str]:
+    """What a child inherits; those without user code start no threads for linear algebra."""
+    own = {"OPENBLAS_NUM_THREADS": "1"} if role in ("loader", "writer") else {}
+    return {**own, **os.environ}
 
 
 @contextmanager

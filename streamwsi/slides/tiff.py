@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +29,10 @@ from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tile_codecs import UnfitError
 
+_READ_BYTES = 1 << 22
+"""Of tiles that are read at once, at most."""
+_Tile = tuple[int, int, UInt8Array]
+"""(row, column, out): a tile, and where its pixels go, (tile height, tile width, 3)."""
 _numbers = itertools.count()
 """Readers are told apart in a cache that they share."""
 
@@ -104,7 +108,16 @@ class TiffReader:
         file = self._file
         if file is None:
             raise SlideError(f"{self.openslide.path} is closed")
-        for (row, column), users in self._tiles_of(self.levels[level], parts).items():
+        whole, others = [], []
+        for part in parts:
+            tile = self._tile_that_is(level, part, own)
+            if tile is None:
+                others.append(part)
+            else:
+                whole.append((*tile, part[2]))
+        if whole:
+            self._decode_all(file, level, whole)
+        for (row, column), users in self._tiles_of(self.levels[level], others).items():
             self._paste(file, level, row, column, users, own)
 
     def decode_tile(self, level: int, row: int, column: int) -> UInt8Array:
@@ -142,6 +155,19 @@ class TiffReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    def _tile_that_is(self, number: int, part: Part, own: Rectangle | None) -> tuple[int, int] | None:
+        """(row, column) of the tile that a part is, no more and no less, if it can be decoded straight into its place."""
+        level, (x, y, out) = self.levels[number], part
+        tile_w, tile_h = level.tile
+        (column, left), (row, top) = divmod(x, tile_w), divmod(y, tile_h)
+        if left or top or out.shape != (tile_h, tile_w, 3) or not out.flags.c_contiguous or x < 0 or y < 0:
+            return None
+        if x + tile_w > level.extent[0] or y + tile_h > level.extent[1] or level.empty[row, column]:
+            return None
+        if own is not None and not (own[0] <= x and own[1] <= y and x + tile_w <= own[2] and y + tile_h <= own[3]):
+            return None
+        return row, column
 
     def _tiles_of(self, level: TiffLevel, parts: Sequence[Part]) -> dict[tuple[int, int], list[Part]]:
         """The tiles that parts touch, row by row, each with those parts; what lies outside the level is made background."""
@@ -183,27 +209,57 @@ class TiffReader:
                 lambda: self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8)),
                 passing=own_rows,  # the chunk beside this one is read next, the one below after a whole row of them
             )
-        elif len(targets) == 1 and targets[0][0].shape == (tile_h, tile_w, 3) and targets[0][0].flags.c_contiguous:
-            self._decode(file, number, row, column, targets[0][0])
-            return
         else:
             tile = self._decode(file, number, row, column, self._scratch_of(level))
         for target, rows, columns in targets:
             target[...] = tile[rows, columns]
 
+    def _decode_all(self, file: _File, number: int, tiles: Sequence[_Tile]) -> None:
+        """Decode tiles into their places, each as :meth:`_decode` does; those that follow one another are read at once."""
+        level = self.levels[number]
+        rows, columns = [row for row, _, _ in tiles], [column for _, column, _ in tiles]
+        if level.offsets.shape[2] > 1 or level.foreign[rows, columns].any():
+            for tile in tiles:
+                self._decode(file, number, *tile)
+            return
+        places = list(zip(level.offsets[rows, columns, 0].tolist(), level.sizes[rows, columns, 0].tolist(), strict=True))
+        for first, stop in _neighbours(places):
+            self._decode_run(file, number, tiles[first:stop], places[first:stop])
+
+    def _decode_run(self, file: _File, number: int, tiles: Sequence[_Tile], places: Sequence[tuple[int, int]]) -> None:
+        """Decode tiles that lie in the file one after the other, at `places`, (offset, size)."""
+        start, end = places[0][0], sum(places[-1])
+        try:
+            data = file.read(start, end - start)
+        except EOFError:
+            data = b""  # then none of them can be decoded, and OpenSlide says which are there
+        self._count(number, [row for row, _, _ in tiles], [column for _, column, _ in tiles])
+        decode = self.levels[number].decode
+        for (row, column, out), (offset, size) in zip(tiles, places, strict=True):
+            try:
+                decode([data[offset - start : offset - start + size]], out)
+            except Exception:  # noqa: BLE001 - codecs raise what they like; OpenSlide has the last word on a damaged tile
+                self._through_openslide(number, row, column, out)
+
     def _decode(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         """Decode a tile into `out`; OpenSlide makes those that are damaged, or made from others, or says what is wrong."""
-        level = self.levels[number]
-        with self._lock:
-            self._decoded += 1
-            self._seen[number][row, column] = True
+        self._count(number, row, column)
         try:
             return self._decode_directly(file, number, row, column, out)
         except UndecodableError:
-            left, top = column * level.tile[0], row * level.tile[1]
-            width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
-            out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
-            return out
+            return self._through_openslide(number, row, column, out)
+
+    def _count(self, number: int, rows: int | list[int], columns: int | list[int]) -> None:
+        with self._lock:
+            self._decoded += 1 if isinstance(rows, int) else len(rows)
+            self._seen[number][rows, columns] = True
+
+    def _through_openslide(self, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
+        level = self.levels[number]
+        left, top = column * level.tile[0], row * level.tile[1]
+        width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
+        out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
+        return out
 
     def _decode_directly(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         level = self.levels[number]
@@ -222,3 +278,15 @@ class TiffReader:
         if level.tile not in tiles:
             tiles[level.tile] = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
         return tiles[level.tile]
+
+
+def _neighbours(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first, stop) of places in a file, (offset, size), that follow one another, some MB at a time."""
+    first = 0
+    for number in range(1, len(places) + 1):
+        if number < len(places):
+            (offset, size), before = places[number], sum(places[number - 1])
+            if offset == before and offset + size - places[first][0] <= _READ_BYTES:
+                continue
+        yield first, number
+        first = number

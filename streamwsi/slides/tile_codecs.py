@@ -97,14 +97,22 @@ def _jpeg_decoder(photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> Ti
     samples = 1 if photometric == tifffile.PHOTOMETRIC.MINISBLACK else 3
     start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + colours[photometric]
 
+    def checked(data: bytes, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+        """What a stream begins with, up to the mark of its scan, and what takes the place of that."""
+        header = _jpeg_header(data)
+        if header.frame != (8, *shape[:2], samples):
+            raise ValueError(f"a tile is {header.frame} (bits, height, width, samples), expected (8, {shape[:2]}, {samples})")
+        scan = data[header.size : header.size + 2]
+        return data[: header.size] + scan, start + header.segments + scan
+
+    known = [(b"", b"")]  # tiles of a level mostly have one header; threads may replace it by each other's
+
     def decode(parts: Sequence[bytes], out: UInt8Array) -> None:
         (data,) = parts
-        header = _jpeg_header(data)
-        if header.frame != (8, *out.shape[:2], samples):
-            raise ValueError(
-                f"a tile is {header.frame} (bits, height, width, samples), expected (8, {out.shape[:2]}, {samples})"
-            )
-        stream = b"".join((start, header.segments, memoryview(data)[header.size :]))
+        found, head = known[0]
+        if not found or not data.startswith(found):
+            found, head = known[0] = checked(data, out.shape)
+        stream = b"".join((head, memoryview(data)[len(found) :]))
         simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out, strict=True)
 
     return decode

@@ -16,16 +16,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 from streamwsi.errors import ConfigError, WireError
 from streamwsi.wire import hosts
 from streamwsi.wire.keys import RunKeys
 from streamwsi.wire.messages import AnyMessage, Codec, Message
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 _LONGEST_SOCKET_PATH = zmq.IPC_PATH_MAX_LEN or 103
 """Bytes: 107 on Linux, 103 on macOS. Source: unix(7), sockaddr_un."""
@@ -171,6 +173,8 @@ class Context:
 
     def _admit_only_own_clients(self) -> None:
         if self._authenticator is None:
+            from zmq.auth.thread import ThreadAuthenticator  # brings asyncio, which sockets of the file system do without
+
             self._authenticator = ThreadAuthenticator(self._zmq)
             self._authenticator.start()
             own = _OwnClients(self.address.keys.client_public)

@@ -7,6 +7,7 @@ Whatever has arrived is committed together, one transaction for each patient: a 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -44,6 +45,8 @@ from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patie
 _GROUP = 64
 """Chunks that are committed together, at most."""
 _LARGEST_PIECES_BYTES = 1 << 31
+_COMMIT_EVERY_S = 0.02
+"""Commits are at least so far apart: what arrives meanwhile goes into one, which takes hardly longer than one chunk's."""
 _SIGN_EVERY_S = 0.5
 """How often a publisher says that it is still at it."""
 
@@ -72,6 +75,9 @@ class _Writer:
         self._data = DataInput(seat.context, seat.name, _LARGEST_PIECES_BYTES)
         self._journals: dict[int, Journal] = {}
         self._slides: dict[tuple[int, int], ResolvedSlide] = {}
+        self._never = threading.Event()
+        self._next_commit = 0.0
+        """No commit begins before that time."""
         self._early: list[tuple[Pieces, list[memoryview]]] = []
         """Pieces that came before the driver's word on their slide, which takes another way; the credits say how many."""
 
@@ -87,8 +93,18 @@ class _Writer:
                 self._obey(order)
             arrived = [*self._early, *islice(self._pieces(), _GROUP)]
             self._early = []
+            if arrived and self._gather():
+                arrived += islice(self._pieces(), _GROUP)
             with self._seat.clock.spending("busy"):
                 self._commit(arrived)
+
+    def _gather(self) -> bool:
+        """After a commit, let a little time pass before the next one; returns whether it did."""
+        now = time.monotonic()
+        begun, self._next_commit = self._next_commit, max(now, self._next_commit) + _COMMIT_EVERY_S
+        with self._seat.clock.spending("wait_input"):
+            self._never.wait(max(0.0, begun - now))
+        return begun > now
 
     def close(self) -> None:
         for journal in self._journals.values():

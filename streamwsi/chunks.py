@@ -5,7 +5,7 @@ In: pixels and a table of windows.  Out: BigChunk → Batch, SmallChunk; Process
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from streamwsi.dataset import Patient, Slide
 from streamwsi.errors import ChunkError
-from streamwsi.geometry import Window, Windows
+from streamwsi.geometry import Int64Array, Window, Windows
 
 UInt8Array = npt.NDArray[np.uint8]
+_SMALL_BYTES = 1 << 16
+"""Windows of fewer bytes are gathered all at once."""
 
 
 class Status(IntEnum):
@@ -145,10 +147,28 @@ class BigChunk:
         packed = self.origin is None and (height, width) == self.pixels.shape[1:3] and bool(np.all(np.diff(rows) == 1))
         return self.pixels[rows[0] : rows[-1] + 1] if packed and self.pixels.flags.writeable else None
 
-    def stack(self, rows: npt.NDArray[np.intp]) -> UInt8Array:
-        """(n, height, width, 3) uint8, contiguous: the pixels of windows of one size, copied once."""
+    def stack(self, rows: npt.NDArray[np.intp], memory: Callable[[int], UInt8Array] | None = None) -> UInt8Array:
+        """(n, height, width, 3) uint8, contiguous: the pixels of windows of one size, copied once.
+
+        `memory` gives room for so many bytes, (n,) uint8, where it is asked for some.
+        """
         width, height = self.windows.size[rows[0]].tolist()
-        stacked = np.empty((len(rows), height, width, 3), np.uint8)
+        if self.origin is not None and width * height * 3 < _SMALL_BYTES:
+            return self._gathered(self.windows.start[rows] - self.origin, width, height)
+        size = len(rows) * height * width * 3
+        flat = np.empty(size, np.uint8) if memory is None else memory(size)
+        stacked = flat.reshape(len(rows), height, width, 3)
         for target, row in zip(stacked, rows.tolist(), strict=True):
             target[...] = self.pixels_of(row)
         return stacked
+
+    def _gathered(self, starts: Int64Array, width: int, height: int) -> UInt8Array:
+        """The windows at `starts`, (n, 2) x and y in the region, all at once: a loop would take longer than the copy."""
+        across, down = starts.T
+        region_h, region_w = self.pixels.shape[:2]
+        # Every place where a window of this size could begin, its rows as runs of bytes
+        shape = (region_h - height + 1, region_w - width + 1, height, width * 3)
+        strides = (self.pixels.strides[0], self.pixels.strides[1], self.pixels.strides[0], 1)
+        places = np.lib.stride_tricks.as_strided(self.pixels, shape, strides, writeable=False)
+        gathered: UInt8Array = places[down, across]
+        return gathered.reshape(len(starts), height, width, 3)

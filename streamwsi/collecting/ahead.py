@@ -6,6 +6,7 @@ by side in their chunk are a batch as they are.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from streamwsi.chunks import Batch, BigChunk, UInt8Array
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
 from streamwsi.resolved import ResolvedSlide
+
+_IDLE_REFERENCES = 3
+"""To a block that nobody uses: from the list of them, from the loop over it, and from the call that counts."""
 
 
 @dataclass(eq=False)
@@ -63,12 +67,31 @@ class Step:
         return Batch(pixels, self.work.chunk.windows.take(self.members), self.work.slide, self.work.patient)
 
 
+class _Memory:
+    """Room for batches, used again once nobody has it any more: fresh memory costs about as much as the copy into it."""
+
+    _MOST = 4
+
+    def __init__(self) -> None:
+        self._blocks: list[UInt8Array] = []
+
+    def take(self, size: int) -> UInt8Array:
+        """(size,) uint8. Whoever holds a view of it holds the block."""
+        for block in self._blocks:
+            if len(block) >= size and sys.getrefcount(block) == _IDLE_REFERENCES:
+                return block[:size]
+        block = np.empty(size, np.uint8)
+        self._blocks = [*self._blocks[1 - self._MOST :], block]
+        return block[:size]
+
+
 class Ahead:
     """Cuts chunks into batches, and makes the next one ready in a thread of its own."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._memory = _Memory()
         self._arrived: deque[ChunkWork] = deque()
         self._members: Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]] = iter(())
         self._next: Step | None = None
@@ -103,7 +126,7 @@ class Ahead:
         elif (side_by_side := work.chunk.as_stacked(members)) is not None:
             pixels.set_result(side_by_side)
         else:
-            pixels = self._thread.submit(work.chunk.stack, members)
+            pixels = self._thread.submit(work.chunk.stack, members, self._memory.take)
         return Step(work, members, last, pixels)
 
     def _cut(self, work: ChunkWork) -> Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]]:

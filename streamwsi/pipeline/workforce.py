@@ -47,10 +47,10 @@ class Workforce:
     def start_all(self) -> None:
         """Start as many of each role as were asked for."""
         execution = self._job.execution
-        counts: dict[Role, int] = {
+        counts: dict[Role, int] = {  # those first without whom the others have nothing to do
             "loader": execution.loaders,
-            "collector": execution.collectors,
             "writer": execution.writers,
+            "collector": execution.collectors,
             "publisher": 1,
         }
         for role, count in counts.items():

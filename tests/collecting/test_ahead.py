@@ -1,0 +1,122 @@
+"""Batches come in order, each made ready before it is asked for, and keep their pixels for as long as anyone has them."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from streamwsi.chunks import BigChunk
+from streamwsi.collecting.ahead import Ahead, ChunkWork
+from streamwsi.dataset import Patient, Slide
+from tests.writing.fabricate import resolved_slide
+
+PATIENT = Patient("p", {"s": "/slide"})
+
+
+def work(number: int, kernel: int = 16, stride: int = 8, slot: np.ndarray | None = None) -> ChunkWork:
+    """A chunk of noise, in a slot or in memory of its own."""
+    resolved = resolved_slide(extent=(400, 300), kernel=(kernel, kernel), stride=(stride, stride), block=(4, 6))
+    chunk = resolved.blank_chunk(number, slot)
+    chunk.pixels[...] = np.random.default_rng(number).integers(0, 256, chunk.pixels.shape, np.uint8)
+    return ChunkWork(number, number, resolved, Slide(Path("/slide"), "s"), PATIENT, "writer", chunk, slot)
+
+
+def expected(chunk: BigChunk, batch_size: int) -> list[np.ndarray]:
+    return [np.stack([chunk.pixels_of(row) for row in rows.tolist()]) for rows in chunk.batch_rows(batch_size)]
+
+
+def nothing() -> None:
+    pass
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.sampled_from([5, 16, 170]),
+    stride=st.sampled_from([3, 16, 40]),
+    batch_size=st.integers(1, 30),
+    skipped=st.lists(st.booleans(), min_size=24, max_size=24),
+)
+def test_batches_are_those_of_the_chunks_in_order(kernel: int, stride: int, batch_size: int, skipped: list[bool]) -> None:
+    works = [work(number, kernel, stride) for number in range(3)]
+    for each in works:
+        each.chunk.skipped[...] = skipped[: len(each.chunk.skipped)]
+    wanted = [(each.lease, pixels) for each in works for pixels in expected(each.chunk, batch_size) or [None]]
+    ahead = Ahead(batch_size)
+    for each in works:
+        ahead.add(each)
+    found, lasts = [], []
+    while (step := ahead.take(nothing)) is not None:
+        found.append((step.work.lease, step.batch().pixels if len(step.members) else None))
+        lasts.append(step.last)
+    ahead.close()
+    leases = [lease for lease, _ in found]
+    assert leases == [lease for lease, _ in wanted]
+    assert lasts == [lease != after for lease, after in zip(leases, [*leases[1:], None], strict=True)]
+    for (_, pixels), (_, right) in zip(found, wanted, strict=True):
+        assert (pixels is None) == (right is None)
+        if pixels is not None:
+            assert pixels.flags.c_contiguous and pixels.flags.writeable
+            np.testing.assert_array_equal(pixels, right)
+
+
+def test_what_is_not_there_yet_is_asked_for_before_there_is_nothing_left() -> None:
+    ahead, coming = Ahead(100), [work(1), work(2)]
+
+    def more() -> None:
+        if coming:
+            ahead.add(coming.pop(0))
+
+    leases = []
+    while (step := ahead.take(more)) is not None:
+        leases.append((step.work.lease, len(coming)))
+    ahead.close()
+    assert leases == [(1, 0), (2, 0)]  # while the first is processed, the second is there
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(170, 40), (16, 16), (16, 4)])
+def test_batches_that_are_kept_keep_their_pixels(kernel: int, stride: int) -> None:
+    ahead = Ahead(3)
+    kept = []
+    for number in range(2):
+        ahead.add(work(number, kernel, stride))
+    while (step := ahead.take(nothing)) is not None:
+        pixels = step.batch().pixels
+        kept.append((pixels[::2], pixels[::2].copy()))
+        del pixels
+    ahead.close()
+    assert len(kept) > 8
+    for view, copy in kept:
+        np.testing.assert_array_equal(view, copy)
+
+
+def test_memory_of_batches_is_used_again() -> None:
+    ahead = Ahead(2)
+    ahead.add(work(0, 170, 40))
+    places = []
+    while (step := ahead.take(nothing)) is not None:
+        places.append(step.batch().pixels.__array_interface__["data"][0])
+    ahead.close()
+    assert len(places) == 12 and len(set(places)) <= 3
+
+
+def test_a_slot_is_free_once_nobody_holds_pixels_of_it() -> None:
+    slot = np.frombuffer(memoryview(bytearray(1 << 20)), np.uint8)
+    alive = weakref.ref(slot)
+    ahead = Ahead(100)
+    ahead.add(work(0, 16, 16, slot))
+    del slot
+    step = ahead.take(nothing)
+    assert step is not None and step.last
+    kept = step.batch().pixels[3]
+    left = step.work.let_go()
+    del step
+    ahead.take(nothing)
+    assert left is not None and left() is alive() is not None
+    del kept
+    assert left() is None
+    ahead.close()

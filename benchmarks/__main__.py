@@ -18,7 +18,7 @@ from benchmarks.experiments import EXPERIMENTS, Setting
 from benchmarks.measure import elsewhere, machine, table
 from benchmarks.slides import Slides, default_folder, parsed_size
 
-DEFAULT_SIZE = "49152x40960"
+DEFAULT_SIZE = "65536x57344"
 BRIEF_SIZE = "16384x10240"
 DISTURBED = 0.05
 """Share of the machine used by others from which on a run says so."""

@@ -58,8 +58,8 @@ def throughput(setting: Setting) -> Outcome:
     large, quarter, single = setting.slides.large, setting.slides.quarter, setting.slides.single
     n_windows = setting.windows(256, 256)
     contestants: dict[str, Callable[[], Timing]] = {
-        "decoder, threads": partial(decode_in_threads, large),
-        "decoder, processes": partial(decode_in_processes, large),
+        "decoder, threads": partial(decode_in_threads, quarter),
+        "decoder, processes": partial(decode_in_processes, quarter),
         "streamwsi": partial(stream, [large], 256, 256),
         "streamwsi, reader openslide": partial(stream, [quarter], 256, 256, reader="openslide"),
         "streamwsi, one window": partial(stream, [single], 256, 256),

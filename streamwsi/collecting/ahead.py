@@ -21,9 +21,6 @@ from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
 from streamwsi.resolved import ResolvedSlide
 
-_IDLE_REFERENCES = 3
-"""To a block that nobody uses: from the list of them, from the loop over it, and from the call that counts."""
-
 
 @dataclass(eq=False)
 class ChunkWork:
@@ -77,12 +74,21 @@ class _Memory:
 
     def take(self, size: int) -> UInt8Array:
         """(size,) uint8. Whoever holds a view of it holds the block."""
-        for block in self._blocks:
-            if len(block) >= size and sys.getrefcount(block) == _IDLE_REFERENCES:
-                return block[:size]
+        for place, references in enumerate(_references(self._blocks)):
+            if references == _IDLE_REFERENCES and len(self._blocks[place]) >= size:
+                return self._blocks[place][:size]
         block = np.empty(size, np.uint8)
         self._blocks = [*self._blocks[1 - self._MOST :], block]
         return block[:size]
+
+
+def _references(blocks: list[UInt8Array]) -> list[int]:
+    """How many hold each block, and how many more for the counting itself, which differs between versions of Python."""
+    return [sys.getrefcount(block) for block in blocks]
+
+
+_IDLE_REFERENCES = _references([np.empty(1, np.uint8)])[0]
+"""To a block that nobody has but the list that it is counted in."""
 
 
 class Ahead:

@@ -47,7 +47,7 @@ from streamwsi.values import ValueSpec
 from streamwsi.wire import messages
 from streamwsi.wire.channels import Context, ControlServer, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Clock, PatientRef
-from streamwsi.wire.shared_memory import SlotsError, SlotsSpec, make_slots
+from streamwsi.wire.shared_memory import SlotsError, SlotsSpec, make_slots, reserve_slots
 
 _LAST_WORDS_S = 1.0
 """How long the last words of a worker that has failed may be on their way."""
@@ -137,6 +137,7 @@ class Driver:
                 self._poll = Poll(self._control, wakeup)
                 try:
                     self._workforce.start_all()
+                    self._reserve_slots(slots)
                     self._loop()
                     self._workforce.stop(self._wait_for_ends, self._hurry)
                 finally:
@@ -157,13 +158,25 @@ class Driver:
         # One for each chunk that loaders and collectors may hold, and for those that users hold on to
         count = execution.loaders * execution.loader_credits + execution.collectors * (execution.collector_credits + 1)
         try:
-            slots = make_slots(count, self._job.slot_bytes)
+            return make_slots(count, self._job.slot_bytes)
         except SlotsError as error:
-            self._accounts.warn(f"no shared memory: {error}; pixels go through {sockets} sockets")
+            self._no_slots(error)
             return None
-        self._slots = Slots(count)
+
+    def _reserve_slots(self, slots: SlotsSpec | None) -> None:
+        """Have the memory, which takes a while, while the workers are being set up; from then on it is used."""
+        if slots is None:
+            return
+        try:
+            reserve_slots(slots)
+        except SlotsError as error:
+            self._no_slots(error)
+            return
+        self._slots = Slots(slots.count)
         self._accounts.report.transport = "shm"
-        return slots
+
+    def _no_slots(self, error: SlotsError) -> None:
+        self._accounts.warn(f"no shared memory: {error}; pixels go through {self._accounts.report.transport} sockets")
 
     def _loop(self) -> None:
         while self._failure is None:  # after a failure, the scheduler may still count on workers that are gone

@@ -60,7 +60,10 @@ class SharedSlots:
 
 
 def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
-    """Memory for `count` slots of at least `slot_bytes` each, all of it there. Raises SlotsError saying what is in the way."""
+    """Room for `count` slots of at least `slot_bytes` each, to be filled by `reserve_slots` before it is used.
+
+    Raises SlotsError saying what is in the way.
+    """
     slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
     size = count * slot_bytes
     free = free_memory_bytes()
@@ -68,14 +71,20 @@ def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
         raise SlotsError(f"{size / 1e6:.0f} MB are more than half of the {free / 1e6:.0f} MB that are free")
     descriptor = _nameless_file(size)
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.truncate(descriptor, size)
+        os.truncate(descriptor, size)
     except OSError as error:
         os.close(descriptor)
         raise SlotsError(f"{size / 1e6:.0f} MB cannot be had: {error.strerror}") from error
     return SlotsSpec(descriptor, count, slot_bytes)
+
+
+def reserve_slots(spec: SlotsSpec) -> None:
+    """Have all the memory of slots, which others may have mapped already. Raises SlotsError where there is too little."""
+    size = spec.count * spec.slot_bytes
+    try:
+        os.posix_fallocate(spec.descriptor, 0, size)
+    except OSError as error:
+        raise SlotsError(f"{size / 1e6:.0f} MB cannot be had: {error.strerror}") from error
 
 
 def _nameless_file(size: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamwsi.wire import shared_memory
-from streamwsi.wire.shared_memory import SharedSlots, SlotsError, SlotsSpec, make_slots
+from streamwsi.wire.shared_memory import SharedSlots, SlotsError, SlotsSpec, make_slots, reserve_slots
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="shared memory is for POSIX")
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="shar
 @pytest.fixture
 def spec() -> Iterator[SlotsSpec]:
     made = make_slots(3, 10_000)
+    reserve_slots(made)
     yield made
     os.close(made.descriptor)
 
@@ -91,6 +92,7 @@ def test_without_memfd_a_file_whose_name_is_gone_does(monkeypatch: pytest.Monkey
     monkeypatch.delattr(os, "memfd_create")
     before = set(os.listdir("/dev/shm"))
     spec = make_slots(2, 5000)
+    reserve_slots(spec)
     try:
         slots = SharedSlots(spec)
         slots.slot(1)[...] = 9

@@ -13,18 +13,13 @@ import os
 import signal
 import sys
 import threading
-from typing import IO, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import msgspec
 
-from streamwsi.collecting.main import CollectingOptions, run_collector
-from streamwsi.collecting.spec import Shipped, unship
-from streamwsi.loading.main import run_loader
-from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.wire.channels import Address, remove_address
 from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots, SlotsSpec
-from streamwsi.writing.main import WritingOptions, run_publisher, run_writer
 
 Role = Literal["loader", "collector", "writer", "publisher"]
 ROLES: tuple[Role, ...] = ("loader", "collector", "writer", "publisher")
@@ -38,12 +33,11 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     name: str
     address: Address
-    reading: ReadingOptions | None = None
-    collecting: CollectingOptions | None = None
-    writing: WritingOptions | None = None
+    options: bytes
+    """The options of its role, encoded: only that role's modules are imported."""
     level: int = 0
-    shipped: Shipped | None = None
-    """The collector; for a loader the ``level`` callable."""
+    shipped: bytes | None = None
+    """The collector; for a loader the ``level`` callable; encoded too."""
     lock: int | None = None
     """The descriptor of the folder's lock, held while this process lives, and not by those that the user's code starts."""
     box: int | None = None
@@ -89,21 +83,36 @@ def main() -> None:
 
 
 def _serve(seat: Seat, startup: Startup) -> None:
-    """Run the main loop of a role."""
-    thing = None
-    if startup.shipped is not None:
-        try:
-            thing = unship(startup.shipped)
-        except Exception as error:
-            raise UserCodeError(f"loading the {'level callable' if startup.role == 'loader' else 'collector'}") from error
-    if startup.reading is not None:
-        run_loader(seat, startup.reading, startup.level if thing is None else thing, _slots(startup))
-    elif startup.collecting is not None and thing is not None:
-        run_collector(seat, startup.collecting, thing, _slots(startup))
-    elif startup.writing is not None and startup.role == "writer":
-        run_writer(seat, startup.writing)
-    elif startup.writing is not None:
-        run_publisher(seat, startup.writing, thing)
+    """Run the main loop of a role. What the others need is not imported: that takes time."""
+    shipped: Any = None if startup.shipped is None else _unshipped(startup)
+    if startup.role == "loader":
+        from streamwsi.loading.main import run_loader
+        from streamwsi.loading.resolve import ReadingOptions
+
+        reading = msgspec.msgpack.decode(startup.options, type=ReadingOptions)
+        run_loader(seat, reading, startup.level if shipped is None else shipped, _slots(startup))
+    elif startup.role == "collector":
+        from streamwsi.collecting.main import CollectingOptions, run_collector
+
+        collecting = msgspec.msgpack.decode(startup.options, type=CollectingOptions)
+        run_collector(seat, collecting, shipped, _slots(startup))
+    else:
+        from streamwsi.writing.main import WritingOptions, run_publisher, run_writer
+
+        writing = msgspec.msgpack.decode(startup.options, type=WritingOptions)
+        if startup.role == "writer":
+            run_writer(seat, writing)
+        else:
+            run_publisher(seat, writing, shipped)
+
+
+def _unshipped(startup: Startup) -> Any:
+    from streamwsi.collecting.spec import Shipped, unship
+
+    try:
+        return unship(msgspec.msgpack.decode(startup.shipped or b"", type=Shipped))
+    except Exception as error:
+        raise UserCodeError(f"loading the {'level callable' if startup.role == 'loader' else 'collector'}") from error
 
 
 def _slots(startup: Startup) -> SharedSlots | None:

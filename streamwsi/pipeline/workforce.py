@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from streamwsi.collecting.spec import Shipped
 from streamwsi.pipeline.child import ROLES, Role, Startup
 from streamwsi.pipeline.job import Job
 from streamwsi.pipeline.processes import Processes, Worker
@@ -102,16 +103,25 @@ class Workforce:
     def _start(self, role: Role, number: int, incarnation: int, device: str | None) -> None:
         job = self._job
         name = f"{role}-{number}.{incarnation}"
-        slots = self._slots if role in ("loader", "collector") else None
-        startup = Startup(role=role, name=name, address=self._address, lock=self._lock, box=make_box(), slots=slots)
+        shipped: Shipped | None = None
         if role == "loader":
-            startup = msgspec.structs.replace(startup, reading=job.reading, level=job.level, shipped=job.shipped_level)
+            options: msgspec.Struct = job.reading
+            shipped = job.shipped_level
         elif role == "collector":
-            options = msgspec.structs.replace(job.collecting, device=device)
-            startup = msgspec.structs.replace(startup, collecting=options, shipped=job.collector)
+            options, shipped = msgspec.structs.replace(job.collecting, device=device), job.collector
         else:
-            gatherer = job.collector if role == "publisher" and job.gathers else None
-            startup = msgspec.structs.replace(startup, writing=job.writing, shipped=gatherer)
+            options, shipped = job.writing, job.collector if role == "publisher" and job.gathers else None
+        startup = Startup(
+            role=role,
+            name=name,
+            address=self._address,
+            options=msgspec.msgpack.encode(options),
+            level=job.level,
+            shipped=None if shipped is None else msgspec.msgpack.encode(shipped),
+            lock=self._lock,
+            box=make_box(),
+            slots=self._slots if role in ("loader", "collector") else None,
+        )
         self._workers[name] = self._processes.start(startup, number, device)
 
 

@@ -89,6 +89,17 @@ def test_pixels_that_a_collector_keeps_stay_as_they_are_even_if_it_keeps_all(
     assert capfd.readouterr().err == ""
 
 
+def test_batches_of_windows_that_overlap_are_copies_and_stay_as_they_are(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    """Their memory is used again, unless somebody has it."""
+    window = {"kernel_size": 256, "stride": 200}
+    keeping = Keeping(as_array, -1, tmp_path / "note")
+    report = run(one_patient, tmp_path / "kept", keeping, **window, **{**FEW_SLOTS, "chunk_px": 456 * 456})
+    run(one_patient, tmp_path / "not", Sums(), transport="ipc", **window)
+    assert (tmp_path / "kept" / "p.csv").read_bytes() == (tmp_path / "not" / "p.csv").read_bytes()
+    in_slot = json.loads((tmp_path / "note").read_text())
+    assert report.transport == "shm" and in_slot.count(False) > 40
+
+
 def test_slots_come_back_when_a_collector_lets_go(one_patient: sw.Dataset, tmp_path: Path) -> None:
     keeping = Keeping(as_array, 25, tmp_path / "note")
     report = run(one_patient, tmp_path / "kept", keeping, **PACKED, **FEW_SLOTS)

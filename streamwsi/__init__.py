@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
     from streamwsi.collecting.ready_made import HematoxylinCollector, MeanCollector
+    from streamwsi.collecting.tensors import as_tensor
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
         CollectorError,
@@ -49,6 +50,7 @@ _WHERE = {
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
     "collecting.ready_made": ("HematoxylinCollector", "MeanCollector"),
+    "collecting.tensors": ("as_tensor",),
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (
         "CollectorError",

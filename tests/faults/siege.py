@@ -55,6 +55,8 @@ KINDS = {
     "stopped": ("Few", "--format", "csv"),
 }
 """The collector and the options of each kind of run."""
+TRANSPORTS = ("shm", "ipc", "tcp")
+"""What pixels go through: another one in each run of a siege, and another first one for each kind."""
 ENDING_S = 5.0
 """Within which the children of a killed driver must have ended."""
 HANGING_S = 60.0
@@ -184,6 +186,8 @@ class Siege:
         self.kills: list[Kill] = []
         self.done = False
         self.runs = 0
+        self.transports: Counter[str] = Counter()
+        """How many runs had each."""
         self.repeated = 0
         """Batches that were committed at a kill, and begun again by a later run."""
         self.overtaken = 0
@@ -236,6 +240,7 @@ class Siege:
                 [*map(str, command)], env=environment, stdout=errors, stderr=errors, start_new_session=True
             )
         self._groups.append(self._process.pid)
+        self.transports[self._transport] += 1
 
     def wait(self, timeout_s: float = HANGING_S) -> int | None:
         """The exit code of the run; None when it is still under way after that time. Looks at what appears meanwhile."""
@@ -276,16 +281,22 @@ class Siege:
         """What the runs said."""
         return f"{self._folder}, {len(self.kills)} kills\n{self._errors.read_text(errors='replace')[-4000:]}"
 
+    @property
+    def _transport(self) -> str:
+        """What the pixels of the run go through."""
+        return TRANSPORTS[(list(KINDS).index(self.kind) + self.runs - 1) % len(TRANSPORTS)]
+
     def _execution(self) -> tuple[object, ...]:
         """Options that do not change what is written."""
+        transport = ("--transport", self._transport)
         if self._chance is None:
-            return ("--collectors", 2, "--chunk-px", 1 << 18)
+            return ("--collectors", 2, "--chunk-px", 1 << 18, *transport)
         draw = self._chance.choice
         return (
             *("--collectors", draw((1, 2, 3)), "--loaders", draw((1, 1, 2)), "--writers", draw((1, 1, 2))),
             # After which chunk a patient is stopped depends on what the chunks are
             *("--chunk-px", 1 << (18 if self.kind == "stopped" else draw((17, 18, 19)))),
-            *("--transport", draw(("ipc", "ipc", "ipc", "tcp"))),
+            *transport,
         )
 
     # ---- kills
@@ -434,6 +445,8 @@ class Siege:
         """Every window has a status in it, the same as after an undisturbed run."""
         assert self._statuses(self.out) == self._statuses(self._expected), self.words()
 
+        assert json.loads((self.out / "report.json").read_text())["transport"] in (self._transport, None), self.words()
+
     @staticmethod
     def _statuses(out: Path) -> dict[tuple[str, str], dict[str, int]]:
         found = {}
@@ -495,6 +508,8 @@ def table(sieges: Sequence[Siege]) -> str:
         f"{len(sieges)} sieges, {runs} runs; batches committed at a kill and processed again by a later run: {repeated}"
     )
     lines.append(f"  by the run that went on, for a worker's death overtook the word of the commit: {overtaken}")
+    transports = sum((siege.transports for siege in sieges), Counter())
+    lines.append("pixels went through " + ", ".join(f"{name} in {transports[name]} runs" for name in TRANSPORTS))
     return "\n".join(lines)
 
 

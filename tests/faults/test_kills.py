@@ -17,6 +17,7 @@ from tests.faults.siege import (
     IN_PUBLICATION,
     TORN_COMMIT,
     TORN_FILE,
+    TRANSPORTS,
     Point,
     Scene,
     Siege,
@@ -70,6 +71,7 @@ def test_everything_killed_inside_commits_and_publications_goes_on_from_what_was
     siege = besieged(scene, "h5", tmp_path, points)
     counted(siege)
     assert siege.runs == len(points)  # all but the torn file ended a run
+    assert set(siege.transports) == set(TRANSPORTS)
 
 
 def test_one_file_of_all_patients_appears_for_all_of_them_or_for_none(scene: Scene, tmp_path: Path, counted: Counted) -> None:

@@ -1,0 +1,84 @@
+"""Batches as PyTorch's tensors.
+
+In: a batch.  Out: its pixels as a tensor on a device.  PyTorch is imported when the first one is asked for, and not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamwsi.chunks import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def as_tensor(
+    batch: Batch,
+    device: torch.device | str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    channels_first: bool = True,
+) -> torch.Tensor:
+    """The pixels of a batch as a tensor on a device.
+
+    >>> pixels = sw.as_tensor(batch, self.device, dtype=torch.float16)      # doctest: +SKIP
+
+    Parameters
+    ----------
+    batch
+        Its pixels are (n, height, width, 3) uint8.
+    device
+        Where to; None: the processor.
+    dtype
+        None: uint8 from 0 to 255, as they are. A floating dtype: they are converted on the device, where they come as uint8,
+        and divided by 255.
+    channels_first
+        (n, 3, height, width), else (n, height, width, 3). Either way the channels lie together in memory, which PyTorch calls
+        ``channels_last`` and convolutions take as it is; ``.contiguous()`` lays them out otherwise.
+
+    Returns
+    -------
+    A tensor; on the processor without `dtype` one that shares the memory of ``batch.pixels``. That memory is the batch's for
+    as long as anybody holds it: the tensor may be kept.
+
+    Raises
+    ------
+    ValueError
+        The dtype is an integer one other than uint8.
+    ModuleNotFoundError
+        PyTorch is not installed.
+
+    Notes
+    -----
+    On their way to a CUDA device, pixels are copied into page-locked memory, from which the device takes them while the
+    processor goes on. PyTorch keeps that memory for the next batch, and gives it out again only when an event says that the
+    device is done with it.
+
+    Source: PyTorch, ``ATen/native/cuda/Copy.cu`` and ``ATen/core/CachingHostAllocator.h``.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "as_tensor makes tensors of PyTorch, which is not installed: pip install 'streamwsi[torch]'", name="torch"
+        ) from error
+    if dtype is not None and dtype != torch.uint8 and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be None, torch.uint8 or a floating dtype, got {dtype}")
+    # PyTorch has no arrays that must not be written to
+    pixels = torch.from_numpy(np.require(batch.pixels, np.uint8, ("C", "W")))
+    pixels = _on_device(pixels, torch.device("cpu" if device is None else device))
+    if channels_first:
+        pixels = pixels.permute(0, 3, 1, 2)
+    return pixels if dtype is None or dtype == torch.uint8 else pixels.to(dtype).div_(255)
+
+
+def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):  # else the first page-locked memory of a process takes room on the first device
+            return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)

@@ -56,11 +56,14 @@ class Step:
     """The chunk's rows that are in it; none where nothing of the chunk could be read."""
     last: bool
     """It is the chunk's last."""
-    _pixels: Future[UInt8Array]
+    _pixels: UInt8Array | Future[UInt8Array] | None
 
     def batch(self) -> Batch:
         """The batch, ready. Call it once."""
-        pixels, self._pixels = self._pixels.result(), Future()
+        found, self._pixels = self._pixels, None
+        if found is None:
+            raise RuntimeError("the batch was taken already, or nothing of its chunk could be read")
+        pixels = found.result() if isinstance(found, Future) else found
         return Batch(pixels, self.work.chunk.windows.take(self.members), self.work.slide, self.work.patient)
 
 
@@ -126,12 +129,10 @@ class Ahead:
             self._members = self._cut(self._arrived.popleft())
             found = next(self._members)
         work, members, last = found
-        pixels: Future[UInt8Array] = Future()
-        if not len(members):
-            pixels.set_result(work.chunk.pixels)
-        elif (side_by_side := work.chunk.as_stacked(members)) is not None:
-            pixels.set_result(side_by_side)
-        else:
+        pixels: UInt8Array | Future[UInt8Array] | None = None
+        if len(members):
+            pixels = work.chunk.as_stacked(members)
+        if pixels is None and len(members):
             pixels = self._thread.submit(work.chunk.stack, members, self._memory.take)
         return Step(work, members, last, pixels)
 

@@ -141,17 +141,19 @@ class _Collector:
         if not len(step.members):
             return
         batch = step.batch()
-        where = (
-            f"{type(self._collector).__qualname__}.process, patient {work.patient.id!r}, slide {work.slide.id!r}, "
-            f"{_places(batch.windows)}"
-        )
-        with users_code(where):
+        try:
             result = self._collector.process(batch)
+        except Exception as error:
+            raise UserCodeError(self._where(work, batch.windows)) from error
         try:
             work.rows.add(step.members, result)
         except PieceError as error:
-            raise PieceError(f"{where}: {error}") from error
+            raise PieceError(f"{self._where(work, batch.windows)}: {error}") from error
         self._spec = work.rows.spec
+
+    def _where(self, work: ChunkWork, windows: Windows) -> str:
+        name = type(self._collector).__qualname__
+        return f"{name}.process, patient {work.patient.id!r}, slide {work.slide.id!r}, {_places(windows)}"
 
     def _finish(self, work: ChunkWork) -> None:
         """Tell the driver that a chunk was processed, and whether its slot is free."""

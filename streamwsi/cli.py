@@ -105,7 +105,7 @@ def main() -> None:
 @click.option("--collectors", type=int, help="Collector processes.  [default: one per device, or 1]")
 @click.option("--devices", help="Dealt to the collectors: cuda:0,cuda:1")
 @click.option("--batch-size", type=int, help="Windows in a batch, at most.  [default: the collector's]")
-@click.option("--loaders", type=int, default=1, show_default=True, help="Loader processes.")
+@click.option("--loaders", type=int, help="Loader processes.  [default: one for every eight processors]")
 @click.option("--threads", type=int, help="Decode threads of each loader.  [default: the processors]")
 @click.option("--writers", type=int, default=1, show_default=True, help="Writer processes.")
 @click.option("--chunk-px", type=int, default=1 << 23, show_default=True, help="Pixels of a big chunk, about.")

@@ -1,8 +1,9 @@
 """The loader's main loop.
 
-In: slides to resolve, chunks to read (from the driver).  Out: what slides resolve to, and chunks, sent straight to collectors.
+In: slides to resolve, chunks to read (from the driver).  Out: what slides resolve to, and chunks: in their slots of the shared
+memory, or sent straight to collectors.
 
-The main thread speaks with the sockets; decode threads do the work and hand it over. A chunk that was read waits here until
+The main thread speaks with the sockets; decode threads do the work and hand it over. A chunk that has no slot waits here until
 the driver says who takes it.
 """
 

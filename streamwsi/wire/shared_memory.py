@@ -43,12 +43,11 @@ class SlotsSpec(msgspec.Struct, frozen=True):
 
 
 class SharedSlots:
-    """The slots, mapped into this process. Views into them stay good until the last is gone, also after `close`."""
+    """The slots, mapped into this process for as long as this object or a view into a slot lives."""
 
     def __init__(self, spec: SlotsSpec) -> None:
         self.spec = spec
         self._map = mmap.mmap(spec.descriptor, spec.count * spec.slot_bytes)
-        self._bytes = np.frombuffer(self._map, np.uint8)
 
     def slot(self, number: int) -> UInt8Array:
         """(slot bytes,) uint8, writable: one slot. All views into what is returned keep it alive, and it alone."""

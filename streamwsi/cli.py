@@ -8,11 +8,12 @@ What a command needs is imported when it runs: `--help` does not pay for pandas,
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -79,7 +80,19 @@ def main() -> None:
     except Exception:  # noqa: BLE001 - Python would end with 1, which means that some slides failed
         traceback.print_exc()
         code = RunError.exit_code
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flush(stream: TextIO) -> None:
+    """Write out what was said; if nobody reads it any more, drop it: Python would try again when it ends, and end with 120."""
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 @cli.command()

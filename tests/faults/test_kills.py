@@ -70,7 +70,9 @@ def test_everything_killed_inside_commits_and_publications_goes_on_from_what_was
     points += [Point("driver", *at) for at in IN_DRIVER]
     siege = besieged(scene, "h5", tmp_path, points)
     counted(siege)
-    assert siege.runs == len(points)  # all but the torn file ended a run
+    # All but the torn file end a run; where only the driver is killed, its children may come to the next point before they end
+    alone = sum(point.kill.role == "driver" for point in points)
+    assert len(points) - alone <= siege.runs <= len(points)
     assert set(siege.transports) == set(TRANSPORTS)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamwsi.pipeline.scheduler import Limits, Open, PatientJob, Publish, Read, Resolve, Scheduler, Seal, Send
+from streamwsi.pipeline.decisions import Limits, Open, PatientJob, Publish, Read, Resolve, Seal, Send
+from streamwsi.pipeline.scheduler import Scheduler
 
 N_CHUNKS = 1000
 LEFT_OVER = 10

@@ -22,14 +22,13 @@ def demo(out: str, quiet: bool) -> int:
     from streamwsi.dataset import Dataset
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.maps.render import render as render_file
-    from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.writing.stream_writer import HDF5StreamWriter
 
     slides = Path(__file__).parents[2] / "examples" / "data"
     if not slides.is_dir():
         raise ConfigError("the demo's slide comes with the source of streamwsi, not with an installed package: clone it")
     loader = SlidingWindowLoader(Dataset.from_folder(slides), kernel_size=128, stride=64)
-    report = Pipeline(loader, HematoxylinCollector(), HDF5StreamWriter(out), quiet=quiet).run()
+    report = HematoxylinCollector().start_collecting(loader, HDF5StreamWriter(out), quiet=quiet)
     click.echo(summary(report, Path(out)))
     for patient in report.patients:
         if patient.file is not None:

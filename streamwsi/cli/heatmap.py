@@ -104,6 +104,8 @@ def heatmap(slides: tuple[str, ...], out: str, **options: Any) -> int:
         quiet=options["quiet"],
         overwrite=options["overwrite"],
     ).run()
+    if isinstance(report, dict):
+        raise TypeError("a single collector has a single report")
     if options["as_json"]:
         click.echo(report.to_json())
     elif not options["quiet"]:

@@ -100,7 +100,10 @@ class StreamCollector:
         """Run a pipeline with this collector; `options` are those of :class:`streamwsi.Pipeline`."""
         from streamwsi.pipeline.pipeline import Pipeline
 
-        return Pipeline(loader, self, writer, **options).run()
+        report = Pipeline(loader, self, writer, **options).run()
+        if isinstance(report, dict):
+            raise TypeError("a single collector has a single report")
+        return report
 
 
 def overrides(collector: StreamCollector, method: str) -> bool:

@@ -163,15 +163,16 @@ class _Loader:
             self._orders[message.lease] = message
             pool.submit(self._guarded, self._read, message)
         elif isinstance(message, SendChunk):
-            order, chunk = self._orders.pop(message.lease, None), self._chunks.pop(message.lease, None)
+            order, chunk = self._orders.get(message.lease), self._chunks.get(message.lease)
+            if message.last:
+                self._forget(message.lease)
             if order is not None and chunk is not None:
                 self._outputs.send(
                     message.collector,
                     *chunk_message(message.lease, order.chunk, order.slide, message.patient, message.writer, chunk),
                 )
         elif isinstance(message, DropChunk):
-            self._orders.pop(message.lease, None)
-            self._chunks.pop(message.lease, None)
+            self._forget(message.lease)
         elif isinstance(message, ResolveSlide):
             pool.submit(self._guarded, self._resolve, message)
         elif isinstance(message, CloseSlide):
@@ -180,6 +181,10 @@ class _Loader:
                 self._seat.control.send(SlideClosed(message.patient, message.slide, tiles.decoded, tiles.seen))
         elif isinstance(message, EndpointGone):
             self._outputs.forget(message.endpoint)
+
+    def _forget(self, lease: int) -> None:
+        self._orders.pop(lease, None)
+        self._chunks.pop(lease, None)
 
     def _report(self, done: Message | _Done | BaseException) -> None:
         if isinstance(done, BaseException):

@@ -10,10 +10,10 @@ from streamwsi.config import Execution
 from streamwsi.dataset import Dataset
 from streamwsi.errors import RunError
 from streamwsi.pipeline.child import ROLES, Role
+from streamwsi.pipeline.decisions import OPENING, SlideKey
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.progress import Progress
 from streamwsi.pipeline.report import PatientReport, Report, SlideReport
-from streamwsi.pipeline.scheduler import OPENING, SlideKey
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import decode_result
 from streamwsi.wire import messages
@@ -27,21 +27,23 @@ Counts = tuple[int, int, int]
 
 
 class Accounts:
-    """The books of one run."""
+    """The books of one collector in one run."""
 
-    def __init__(self, dataset: Dataset, folder: OutputFolder, gathers: bool, quiet: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, folder: OutputFolder, gathers: bool, progress: Progress, name: str | None = None
+    ) -> None:
         self._folder = folder
+        self._progress = progress
+        self._prefix = "" if name is None else f"{name}: "
         self._dataset = dataset
         self._patients: dict[int, PatientReport] = {}
         self._clocks: dict[Role, dict[str, Clock]] = {role: {} for role in ROLES}
-        self._tiles_seen: dict[SlideKey, int] = {}
-        """A bit for each tile of a slide, of those that were decoded by some loader."""
         self.report = Report(streamwsi_version=__version__, warnings=list(folder.warnings))
         self.patients_to_do = self._find_patients_to_do(gathers)
         """Places in the dataset of the patients that no earlier run has finished."""
-        self.progress = Progress(sum(len(dataset[number].slides) for number in self.patients_to_do), quiet)
+        progress.add_slides(sum(len(dataset[number].slides) for number in self.patients_to_do))
         for warning in self.report.warnings:
-            self.progress.say(f"warning: {warning}")
+            progress.say(f"{self._prefix}warning: {warning}")
 
     def patient(self, number: int) -> PatientReport:
         """The report on a patient."""
@@ -72,7 +74,7 @@ class Accounts:
             self.warn(
                 f"slide {slide.id!r}: regions of level {resolved.level} are shifted by up to {resolved.resampled_px:.3f} px"
             )
-        self.progress.slide_opened(slide.expected, sum(before or ()))
+        self._progress.slide_opened(slide.expected, sum(before or ()))
 
     def slide_failed(self, key: SlideKey, reason: str) -> None:
         """A slide has failed; the first reason counts."""
@@ -84,7 +86,7 @@ class Accounts:
     def slide_done(self, key: SlideKey, seconds: float) -> None:
         """Nothing more is to be done of a slide."""
         self.slide(key).seconds = round(seconds, 3)
-        self.progress.slide_done()
+        self._progress.slide_done()
 
     def committed(self, key: SlideKey, counts: Counts) -> None:
         """A chunk was committed."""
@@ -93,15 +95,12 @@ class Accounts:
         slide.none += counts[1]
         slide.skipped += counts[2]
         self.report.windows += sum(counts)
-        self.progress.windows_done(sum(counts))
+        self._progress.windows_done(sum(counts))
 
-    def tiles_decoded(self, message: messages.SlideClosed) -> None:
-        """A loader has closed a slide, and says what it has decoded of it."""
-        key = (message.patient, message.slide)
+    def tiles_decoded(self, key: SlideKey, decoded: int, distinct: int) -> None:
+        """What the loaders have decoded of a slide that they have closed."""
         slide = self.slide(key)
-        self._tiles_seen[key] = self._tiles_seen.get(key, 0) | int.from_bytes(message.tiles_seen, "big")
-        slide.tiles_decoded = (slide.tiles_decoded or 0) + message.tiles_decoded
-        slide.tiles_distinct = self._tiles_seen[key].bit_count()
+        slide.tiles_decoded, slide.tiles_distinct = decoded, distinct
 
     def published(self, message: messages.PatientPublished, partial: bool) -> None:
         """A patient's file has its final name."""
@@ -126,8 +125,7 @@ class Accounts:
         patient = self._patients[number]
         if failed and patient.state != "partial":
             patient.state = "failed"
-        for place, slide in enumerate(patient.slides):
-            self._tiles_seen.pop((number, place), None)
+        for slide in patient.slides:
             if slide.state == "failed":
                 slide.failed = max(0, (slide.expected or 0) - slide.written - slide.none - slide.skipped)
             else:
@@ -141,7 +139,7 @@ class Accounts:
         """Say it, and keep it in the report."""
         if keep:
             self.report.warnings.append(text)
-        self.progress.say(f"warning: {text}")
+        self._progress.say(f"{self._prefix}warning: {text}")
 
     @staticmethod
     def chunk_name(chunk: int, resolved: ResolvedSlide | None) -> str:
@@ -161,7 +159,6 @@ class Accounts:
 
     def close(self, execution: Execution, seconds: float, failure: Exception | None, interrupted: bool) -> Exception | None:
         """Finish the report and write it. Returns `failure`, or what keeps the report from being written."""
-        self.progress.close()
         report = self.report
         report.seconds = round(seconds, 3)
         report.patients = list(self._patients.values())

@@ -38,8 +38,8 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     level: int = 0
     shipped: bytes | None = None
     """The collector; for a loader the ``level`` callable; encoded too."""
-    lock: int | None = None
-    """The descriptor of the folder's lock, held while this process lives, and not by those that the user's code starts."""
+    locks: tuple[int, ...] = ()
+    """Descriptors of its folders' locks, held while this process lives, and not by those that the user's code starts."""
     box: int | None = None
     """The descriptor of its notes on what it is doing."""
     slots: SlotsSpec | None = None
@@ -47,7 +47,7 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
 
     def descriptors(self) -> list[int]:
         """The descriptors that it inherits."""
-        found = (self.lock, self.box, None if self.slots is None else self.slots.descriptor)
+        found = (*self.locks, self.box, None if self.slots is None else self.slots.descriptor)
         return [descriptor for descriptor in found if descriptor is not None]
 
 

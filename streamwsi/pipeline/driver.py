@@ -10,18 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
 from streamwsi.errors import CollectorError, DiskError, Interrupted, OutputError, RunError, WorkerDied
-from streamwsi.pipeline.accounts import Accounts, Counts
-from streamwsi.pipeline.folder import OutputFolder
-from streamwsi.pipeline.job import Job
-from streamwsi.pipeline.processes import Processes, Worker, describe_exit
-from streamwsi.pipeline.report import Report
-from streamwsi.pipeline.scheduler import (
+from streamwsi.pipeline.accounts import Accounts
+from streamwsi.pipeline.branch import Branch
+from streamwsi.pipeline.decisions import (
     DEATHS_OF_POISON,
     OPENING,
     AskFinished,
@@ -35,15 +32,19 @@ from streamwsi.pipeline.scheduler import (
     Publish,
     Read,
     Resolve,
-    Scheduler,
     Seal,
     Send,
     SlideKey,
 )
+from streamwsi.pipeline.folder import OutputFolder
+from streamwsi.pipeline.job import Job
+from streamwsi.pipeline.processes import Processes, Worker, describe_exit
+from streamwsi.pipeline.progress import Progress
+from streamwsi.pipeline.report import Report
+from streamwsi.pipeline.scheduler import Scheduler
 from streamwsi.pipeline.slots import Slots
 from streamwsi.pipeline.workforce import Deaths, StallWatch, Workforce
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.values import ValueSpec
 from streamwsi.wire import messages
 from streamwsi.wire.channels import Context, ControlServer, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Clock, PatientRef
@@ -60,65 +61,73 @@ _EXPLAINED: dict[str, type[RunError]] = {"PieceError": RunError, "JournalError":
 class Driver:
     """One run. Use it once."""
 
-    def __init__(self, job: Job, folder: OutputFolder) -> None:
+    def __init__(self, job: Job, folders: Sequence[OutputFolder]) -> None:
+        """`folders` are those of the job's branches."""
         self._job = job
-        self._folder = folder
         self._signal: int | None = None
         self._hurry = False
         self._failure: Exception | None = None
         self._deadline: float | None = None
         self._refs: dict[int, PatientRef] = {}
-        self._writer_of: dict[int, str] = {}
+        """Of the patients that are begun."""
         self._resolved: dict[SlideKey, ResolvedSlide] = {}
-        self._journaled: dict[SlideKey, tuple[ResolvedSlide, int, Counts]] = {}
-        """What journals knew before this run opened the slides: (slide, committed chunks, counts)."""
         self._opened_at: dict[SlideKey, float] = {}
-        self._stops: dict[str, SlideKey] = {}
-        self._sealed: list[str] = []
-        self._all_published = not job.writing.output.one_file
-        self._publishing_all: str | None = None
-        """The publisher that was told to write the one file of all."""
+        self._tiles: dict[SlideKey, tuple[int, int]] = {}
+        """Tiles decoded, and a bit for each tile that was, of what loaders have said of slides in flight."""
         self._deaths = Deaths()
-        self._stall_watch = StallWatch(job.execution.stall_timeout_s)
         self._slots = Slots(0)
         self._wakeup: Wakeup | None = None
-        self._accounts = Accounts(job.dataset, folder, job.gathers, job.quiet)
+        self._progress = Progress(job.quiet)
+        self._all_branches = [
+            Branch(branch, folder, job.dataset, self._progress) for branch, folder in zip(job.branches, folders, strict=True)
+        ]
+        self._branches = [branch for branch in self._all_branches if branch.has_work]
+        """Those that earlier runs have not finished: the scheduler's numbers are places here."""
+        self._stall_watch = StallWatch(job.execution.stall_timeout_s, len(self._branches))
         self._scheduler = Scheduler(
-            (PatientJob(number, len(job.dataset[number].slides)) for number in self._accounts.patients_to_do),
+            self._patient_jobs(),
             Limits(
                 loader_credits=job.execution.loader_credits,
                 collector_credits=job.execution.collector_credits,
                 writer_credits=job.execution.writer_credits,
             ),
-            ask_finished=job.asks_finished,
-            publish_partial=job.writing.output.publish_partial,
-            publish=not job.writing.output.one_file,
+            [branch.rules for branch in self._branches],
         )
 
-    def run(self) -> Report:
-        """Run until every patient is finished.
+    def _patient_jobs(self) -> Iterator[PatientJob]:
+        for number, patient in enumerate(self._job.dataset):
+            branches = tuple(place for place, branch in enumerate(self._branches) if number in branch.todo)
+            if branches:
+                yield PatientJob(number, len(patient.slides), branches)
+
+    def run(self) -> list[Report]:
+        """Run until every patient is finished. Returns a report for each branch.
 
         Raises CollectorError, RunError or OutputError when the run is broken off, Interrupted when a signal stops it.
         """
         begun = time.monotonic()
         try:
-            if self._accounts.patients_to_do or not self._all_published:
+            if self._branches:
                 with self._signals():
                     self._run_workers()
             else:
-                self._accounts.progress.say("every patient was finished by an earlier run: nothing to do")
+                self._progress.say("every patient was finished by an earlier run: nothing to do")
         except Exception as error:  # noqa: BLE001 - raised below, once it stands in the report
             self._failure = self._failure or error
         finally:
+            self._progress.close()
             seconds = time.monotonic() - begun
-            self._failure = self._accounts.close(
-                self._job.execution, seconds, self._failure, interrupted=self._signal is not None
-            )
+            interrupted = self._signal is not None
+            failures = [
+                branch.accounts.close(branch.job.execution, seconds, self._failure, interrupted)
+                for branch in self._all_branches
+            ]
+            self._failure = self._failure or next(filter(None, failures), None)
         if self._failure is not None:
             raise self._failure
         if self._signal is not None:
             raise Interrupted(self._signal)
-        return self._accounts.report
+        return [branch.accounts.report for branch in self._all_branches]
 
     # ---- the loop
 
@@ -128,21 +137,21 @@ class Driver:
         address = make_address(execution.transport, execution.tcp_host, self._job.keys)
         slots = self._make_slots(address.transport)
         processes = self._processes = Processes(wakeup.set)
-        lock = None if self._folder.lock is None else self._folder.lock.descriptor
         try:
             with Context(address) as context:
                 self._control = ControlServer(context)
                 address = msgspec.structs.replace(address, driver=self._control.endpoint)
-                self._workforce = Workforce(self._job, processes, self._control, address, lock, slots)
+                self._workforce = Workforce(self._job, self._branches, processes, self._control, address, slots)
                 self._poll = Poll(self._control, wakeup)
                 try:
                     self._workforce.start_all()
-                    self._reserve_slots(slots)
+                    self._reserve_slots(slots, address.transport)
                     self._loop()
                     self._workforce.stop(self._wait_for_ends, self._hurry)
                 finally:
                     processes.kill_all()
-                self._accounts.refused(context.refused)
+                for branch in self._branches:
+                    branch.accounts.refused(context.refused)
         finally:
             remove_address(address)
             wakeup.close()
@@ -152,31 +161,37 @@ class Driver:
     def _make_slots(self, sockets: str) -> SlotsSpec | None:
         """Shared memory for the pixels, where it is wanted and there is enough."""
         execution = self._job.execution
-        self._accounts.report.transport = sockets
+        self._pixels_go_through(sockets)
         if execution.transport not in ("auto", "shm") or not hasattr(os, "posix_fallocate"):
             return None
         # One for each chunk that loaders and collectors may hold, and for those that users hold on to
-        count = execution.loaders * execution.loader_credits + execution.collectors * (execution.collector_credits + 1)
+        collectors = sum(branch.job.execution.collectors for branch in self._branches)
+        count = execution.loaders * execution.loader_credits + collectors * (execution.collector_credits + 1)
         try:
             return make_slots(count, self._job.slot_bytes)
         except SlotsError as error:
-            self._no_slots(error)
+            self._no_slots(error, sockets)
             return None
 
-    def _reserve_slots(self, slots: SlotsSpec | None) -> None:
+    def _reserve_slots(self, slots: SlotsSpec | None, sockets: str) -> None:
         """Have the memory, which takes a while, while the workers are being set up; from then on it is used."""
         if slots is None:
             return
         try:
             reserve_slots(slots)
         except SlotsError as error:
-            self._no_slots(error)
+            self._no_slots(error, sockets)
             return
         self._slots = Slots(slots.count)
-        self._accounts.report.transport = "shm"
+        self._pixels_go_through("shm")
 
-    def _no_slots(self, error: SlotsError) -> None:
-        self._accounts.warn(f"no shared memory: {error}; pixels go through {self._accounts.report.transport} sockets")
+    def _no_slots(self, error: SlotsError, sockets: str) -> None:
+        for branch in self._branches:
+            branch.accounts.warn(f"no shared memory: {error}; pixels go through {sockets} sockets")
+
+    def _pixels_go_through(self, transport: str) -> None:
+        for branch in self._branches:
+            branch.accounts.report.transport = transport
 
     def _loop(self) -> None:
         while self._failure is None:  # after a failure, the scheduler may still count on workers that are gone
@@ -187,8 +202,9 @@ class Driver:
             self._hear()
             self._check_signal()
             self._check_stall()
-            if self._folder.lock is not None:
-                self._folder.lock.heartbeat()
+            for branch in self._branches:
+                if branch.folder.lock is not None:
+                    branch.folder.lock.heartbeat()
 
     def _finished(self) -> bool:
         if self._failure is not None or self._hurry:
@@ -197,10 +213,11 @@ class Driver:
             return True
         if not self._scheduler.done:
             return False
-        if self._scheduler.stopping or self._all_published:
-            return True
-        self._publish_all()
-        return self._all_published
+        if not self._scheduler.stopping:
+            for number, branch in enumerate(self._branches):
+                if not branch.all_published:
+                    self._publish_all(number, branch)
+        return self._scheduler.stopping or all(branch.all_published for branch in self._branches)
 
     def _hear(self) -> None:
         """Take what workers have said, then those that have ended (their last words come first)."""
@@ -226,7 +243,7 @@ class Driver:
 
     def _check_signal(self) -> None:
         if self._signal is not None and not self._scheduler.stopping:
-            self._accounts.progress.say("stopping: what is in flight is being committed; a second signal stops at once")
+            self._progress.say("stopping: what is in flight is being committed; a second signal stops at once")
             self._scheduler.stop()
             self._deadline = time.monotonic() + self._job.execution.grace_s
 
@@ -258,34 +275,40 @@ class Driver:
         self._slots.holder_went(worker.name)
         if worker.told_to_stop or self._failure is not None:
             return
-        what = f"{worker.role} {worker.number} (pid {worker.pid}) {describe_exit(code)}"
+        of_name = "" if worker.role == "loader" else self._branch_of(worker).of_name
+        what = f"{worker.role} {worker.number}{of_name} (pid {worker.pid}) {describe_exit(code)}"
         held = self._scheduler.held_by(worker.name)
         work = worker.last_work
         suspects, poison = self._scheduler.worker_went(worker.role, worker.name, work.leases, work.slides)
-        self._accounts.report.restarts += 1
         self._deaths.add(suspects, poison)
+        for branch in self._branches:
+            branch.accounts.report.restarts += 1
         for key, chunk in poison:
-            name = self._accounts.chunk_name(chunk, self._resolved.get(key))
-            self._accounts.slide_failed(key, f"{name} has ended {DEATHS_OF_POISON} workers; the last was {what}")
+            name = Accounts.chunk_name(chunk, self._resolved.get(key))
+            self._fail_slide(
+                key, f"{name} has ended {DEATHS_OF_POISON} workers; the last was {what}", self._branches_of(worker)
+            )
         most = self._job.execution.max_restarts
         if self._deaths.counted(self._scheduler) > most:
             self._failure = WorkerDied(f"{what}; {most} workers were replaced already (max_restarts): the run ends")
             return
-        self._accounts.progress.say(f"{what}; it is replaced, and its {len(held)} chunks are done again")
+        self._progress.say(f"{what}; it is replaced, and its {len(held)} chunks are done again")
         self._workforce.replace(worker)
 
     def _check_stall(self) -> None:
         stalled = self._stall_watch.stalled(self._scheduler, self._workforce)
         if stalled is None or self._failure is not None:
             return
-        role, waiting = stalled
+        role, number, waiting = stalled
+        branch = self._branches[number]
+        of_name = "" if role == "loader" else branch.of_name
         key, chunk = waiting[0]
-        where = f"slide {self._accounts.slide(key).id!r} of patient {self._accounts.patient(key[0]).id!r}"
+        where = f"slide {branch.accounts.slide(key).id!r} of patient {branch.accounts.patient(key[0]).id!r}"
         if chunk != OPENING:
-            where = f"{self._accounts.chunk_name(chunk, self._resolved.get(key))} of {where}"
+            where = f"{Accounts.chunk_name(chunk, self._resolved.get(key))} of {where}"
         self._failure = RunError(
-            f"the {role}s have made no progress for {self._job.execution.stall_timeout_s:g} s (stall_timeout_s) on {where}"
-            + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
+            f"the {role}s{of_name} have made no progress for {self._job.execution.stall_timeout_s:g} s (stall_timeout_s) "
+            f"on {where}" + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
         )
 
     # ---- decisions
@@ -297,7 +320,7 @@ class Driver:
     def _open(self, order: Open) -> None:
         patient = self._job.dataset[order.patient]
         self._refs[order.patient] = PatientRef.of(patient)
-        self._writer_of[order.patient] = order.writer
+        self._branches[order.branch].writer_of[order.patient] = order.writer
         self._workforce.tell(order.writer, messages.OpenPatient(order.patient, patient.id))
 
     def _resolve(self, order: Resolve) -> None:
@@ -316,9 +339,9 @@ class Driver:
         slot = self._slots.slot_of(order.lease)
         if slot is None:
             collector = self._workforce.endpoint(order.collector)
-            self._workforce.tell(order.loader, messages.SendChunk(order.lease, collector, writer, patient))
+            self._workforce.tell(order.loader, messages.SendChunk(order.lease, collector, writer, patient, order.last))
             return
-        skipped = self._slots.pass_on(order.lease, order.collector)
+        skipped = self._slots.pass_on(order.lease, order.collector, order.last)
         slide = self._resolved[order.slide]
         message = messages.TakeChunk(order.lease, slot, slide, order.chunk, patient, writer, skipped)
         self._workforce.tell(order.collector, message)
@@ -331,8 +354,9 @@ class Driver:
         for loader in self._workforce.of_role("loader"):
             self._workforce.tell(loader.name, messages.CloseSlide(*order.slide))
         opened = self._opened_at.pop(order.slide, None)
-        if opened is not None:
-            self._accounts.slide_done(order.slide, time.monotonic() - opened)
+        for branch in self._branches:
+            if opened is not None and order.slide[0] in branch.todo:
+                branch.accounts.slide_done(order.slide, time.monotonic() - opened)
 
     def _ask_finished(self, order: AskFinished) -> None:
         message = messages.AskFinished(order.patient, self._refs[order.patient], order.windows_done)
@@ -342,21 +366,17 @@ class Driver:
         self._workforce.tell(order.writer, messages.SealPatient(order.patient))
 
     def _publish(self, order: Publish) -> None:
-        failed = self._scheduler.has_failed(order.patient)
+        failed = self._scheduler.has_failed(order.patient, order.branch)
         message = messages.PublishPatient(order.patient, self._refs[order.patient], order.stop, failed, failed)
         self._workforce.tell(order.publisher, message)
 
     def _finished_patient(self, order: Finished) -> None:
-        patient = self._accounts.patient(order.patient)
-        self._accounts.patient_finished(order.patient, order.failed)
-        if self._job.writing.output.one_file:
-            self._sealed.append(patient.id)
-            if order.stop is not None:
-                self._stops[patient.id] = order.stop
-        del self._refs[order.patient], self._writer_of[order.patient]
-        for number in range(len(patient.slides)):
-            self._resolved.pop((order.patient, number), None)
-            self._journaled.pop((order.patient, number), None)
+        self._branches[order.branch].patient_finished(order.patient, order.stop, order.failed)
+        if not any(order.patient in branch.writer_of for branch in self._branches):
+            del self._refs[order.patient]
+            for number in range(len(self._job.dataset[order.patient].slides)):
+                self._resolved.pop((order.patient, number), None)
+                self._tiles.pop((order.patient, number), None)
 
     _DECISIONS: ClassVar[dict[type, Callable[[Driver, Any], None]]] = {
         Open: _open,
@@ -371,17 +391,13 @@ class Driver:
         Finished: _finished_patient,
     }
 
-    def _publish_all(self) -> None:
-        """Have the one file of all patients written, once."""
-        if not self._sealed or (self._accounts.any_failed and not self._job.writing.output.publish_partial):
-            self._all_published = True
+    def _publish_all(self, number: int, branch: Branch) -> None:
+        """Have a branch's one file of all patients written, once."""
+        order = branch.publish_all()
+        publisher = next((worker for worker in self._workforce.of_role("publisher", number) if worker.ready), None)
+        if order is None or publisher is None or publisher.name == branch.publishing_all:
             return
-        publisher = next((worker for worker in self._workforce.of_role("publisher") if worker.ready), None)
-        if publisher is None or publisher.name == self._publishing_all:
-            return
-        self._publishing_all = publisher.name
-        in_order = tuple(patient.id for patient in self._job.dataset if patient.id in set(self._sealed))
-        order = messages.PublishAll(in_order, self._stops, self._accounts.any_failed)
+        branch.publishing_all = publisher.name
         self._workforce.tell(publisher.name, order)
 
     # ---- messages
@@ -390,121 +406,142 @@ class Driver:
         worker = self._workforce.get(name)
         if worker is None:
             return  # it was replaced; nothing it held counts any more
-        self._stall_watch.heard(worker.role)
+        self._stall_watch.heard(worker)
         handler = self._MESSAGES.get(type(message))
         if handler is not None:
-            handler(self, worker, message)
+            try:
+                handler(self, worker, message)
+            except (OutputError, RunError) as error:
+                self._failure = self._failure or error
         if isinstance(clock := getattr(message, "clock", None), Clock):
-            self._accounts.clock(worker.role, name, clock)
+            for branch in self._branches_of(worker):
+                branch.accounts.clock(worker.role, name, clock)
+
+    def _branch_of(self, worker: Worker) -> Branch:
+        return self._branches[worker.branch]
+
+    def _branches_of(self, worker: Worker) -> list[Branch]:
+        """Those that a worker works for: a loader for all."""
+        return self._branches if worker.role == "loader" else [self._branch_of(worker)]
 
     def _hello(self, worker: Worker, message: messages.Hello) -> None:
         worker.endpoint, worker.ready = message.endpoint, True
-        self._scheduler.worker_came(worker.role, worker.name)
+        self._scheduler.worker_came(worker.role, worker.name, worker.branch)
 
     def _patient_opened(self, worker: Worker, message: messages.PatientOpened) -> None:
-        patient = message.patient
-        if self._writer_of.get(patient) != worker.name:
+        patient, branch = message.patient, self._branch_of(worker)
+        if branch.writer_of.get(patient) != worker.name:
             return
-        if message.values is not None and not self._same_values(message.values):
-            return
-        known = {slide.slide: slide for slide in message.slides}
-        for number, gone in known.items():
-            if number >= len(self._job.dataset[patient].slides):
-                journal = self._folder.layout.journal(gone.patient_id)
-                self._failure = OutputError(
-                    f"{journal} holds slide {gone.id!r} of patient {gone.patient_id!r}, which the dataset has no more: choose "
-                    f"another folder, or remove that journal, and the patient is done afresh"
-                )
-                return
+        branch.patient_opened(message, self._resolved)
         for number in range(len(self._job.dataset[patient].slides)):
-            key = (patient, number)
-            if key in self._resolved:
-                self._workforce.tell(worker.name, messages.RecordSlide(self._resolved[key]))
-            elif number in known:
-                committed = message.committed.get(number, [])
-                self._journaled[key] = (known[number], len(committed), message.counts.get(number, (0, 0, 0)))
-        self._scheduler.patient_opened(patient, message.committed)
+            if (patient, number) in self._resolved:
+                self._workforce.tell(worker.name, messages.RecordSlide(self._resolved[patient, number]))
+        self._scheduler.patient_opened(patient, message.committed, worker.branch)
 
     def _slide_resolved(self, worker: Worker, message: messages.SlideResolved) -> None:
         slide = message.slide
         key = (slide.patient, slide.slide)
-        before, committed, counts = self._journaled.get(key, (None, 0, (0, 0, 0)))
-        if before is not None and committed:
-            if (difference := _difference(before, slide)) is not None:
-                self._failure = OutputError(
-                    f"slide {slide.id!r} of patient {slide.patient_id!r} is not what {self._folder.layout.folder} was begun "
-                    f"with: {difference}; choose another folder, or pass overwrite to start afresh"
-                )
-                return
-            slide = msgspec.structs.replace(slide, block=before.block, band=before.band)
+        branches = [branch for branch in self._branches if slide.patient in branch.writer_of]
+        slide = self._cut_as_before(slide, [before for branch in branches if (before := branch.before(key)) is not None])
+        for branch in branches:
+            branch.slide_resolved(key, slide)
         self._resolved[key] = slide
-        self._accounts.slide_resolved(key, slide, counts if committed else None)
-        if (writer := self._writer_of.get(slide.patient)) is not None:
-            self._workforce.tell(writer, messages.RecordSlide(slide))
+        for branch in branches:
+            self._workforce.tell(branch.writer_of[slide.patient], messages.RecordSlide(slide))
         self._scheduler.slide_resolved(key, slide.chunks())
 
+    @staticmethod
+    def _cut_as_before(slide: ResolvedSlide, before: list[ResolvedSlide]) -> ResolvedSlide:
+        """A slide, cut into the chunks that its journals are about. Raises OutputError where they differ."""
+        layouts = {(known.block, known.band) for known in before}
+        if len(layouts) > 1:
+            raise OutputError(
+                f"slide {slide.id!r} of patient {slide.patient_id!r} was begun by several collectors that ran apart, and cut "
+                "into other chunks by each: run them apart until it is finished, or pass overwrite to start afresh"
+            )
+        return msgspec.structs.replace(slide, block=before[0].block, band=before[0].band) if before else slide
+
     def _slide_failed(self, worker: Worker, message: messages.SlideFailed) -> None:
-        self._accounts.slide_failed((message.patient, message.slide), message.reason)
+        self._fail_slide((message.patient, message.slide), message.reason)
         self._scheduler.slide_failed((message.patient, message.slide))
 
+    def _fail_slide(self, key: SlideKey, reason: str, branches: Sequence[Branch] | None = None) -> None:
+        for branch in self._branches if branches is None else branches:
+            if key[0] in branch.writer_of:
+                branch.accounts.slide_failed(key, reason)
+
     def _slide_closed(self, worker: Worker, message: messages.SlideClosed) -> None:
-        self._accounts.tiles_decoded(message)
+        key = (message.patient, message.slide)
+        decoded, seen = self._tiles.get(key, (0, 0))
+        decoded, seen = decoded + message.tiles_decoded, seen | int.from_bytes(message.tiles_seen, "big")
+        if message.patient in self._refs:
+            self._tiles[key] = decoded, seen
+        for branch in self._branches:
+            if message.patient in branch.todo:
+                branch.accounts.tiles_decoded(key, decoded, seen.bit_count())
 
     def _chunk_read(self, worker: Worker, message: messages.ChunkRead) -> None:
         wanted = self._scheduler.chunk_read(message.lease)
         if wanted and message.in_slot:
             self._slots.filled(message.lease, message.skipped)
         else:
-            self._slots.give_back(message.lease)
+            self._slots.unread(message.lease)
 
     def _chunk_failed(self, worker: Worker, message: messages.ChunkFailed) -> None:
-        self._slots.give_back(message.lease)
+        self._slots.unread(message.lease)
         key = self._scheduler.chunk_failed(message.lease)
         if key is not None:
-            self._accounts.slide_failed(key, message.reason)
+            self._fail_slide(key, message.reason)
 
     def _chunk_dropped(self, worker: Worker, message: messages.ChunkDropped) -> None:
-        self._slots.give_back(message.lease)
+        self._slots.unread(message.lease)
 
     def _chunk_collected(self, worker: Worker, message: messages.ChunkCollected) -> None:
         if not message.kept:
-            self._slots.give_back(message.lease)
-        if message.values is None or self._same_values(message.values):
-            self._scheduler.chunk_collected(message.lease)
+            self._slots.give_back(message.lease, worker.name)
+        if message.values is not None:
+            self._branch_of(worker).same_values(message.values)
+        self._scheduler.chunk_collected(message.lease, worker.branch)
 
     def _slot_returned(self, worker: Worker, message: messages.SlotReturned) -> None:
-        self._slots.give_back(message.lease)
+        self._slots.give_back(message.lease, worker.name)
 
     def _chunks_committed(self, worker: Worker, message: messages.ChunksCommitted) -> None:
         for lease, counts in zip(message.leases, message.counts, strict=True):
-            key = self._scheduler.chunk_committed(lease)
+            key = self._scheduler.chunk_committed(lease, worker.branch)
             if key is not None:
-                self._accounts.committed(key, counts)
+                self._branch_of(worker).accounts.committed(key, counts)
 
     def _finished_answer(self, worker: Worker, message: messages.FinishedAnswer) -> None:
-        self._scheduler.finished_answered(message.patient, message.windows_done, message.finished)
+        self._scheduler.finished_answered(message.patient, message.windows_done, message.finished, worker.branch)
 
     def _patient_sealed(self, worker: Worker, message: messages.PatientSealed) -> None:
-        self._scheduler.patient_sealed(message.patient)
+        self._scheduler.patient_sealed(message.patient, worker.branch)
 
     def _patient_published(self, worker: Worker, message: messages.PatientPublished) -> None:
-        self._accounts.published(message, partial=self._scheduler.has_failed(message.patient))
-        self._scheduler.patient_published(message.patient)
+        partial = self._scheduler.has_failed(message.patient, worker.branch)
+        self._branch_of(worker).accounts.published(message, partial=partial)
+        self._scheduler.patient_published(message.patient, worker.branch)
 
     def _all_files_published(self, worker: Worker, message: messages.AllPublished) -> None:
-        self._all_published = True
-        self._accounts.all_published(message.file, set(self._sealed))
+        branch = self._branch_of(worker)
+        branch.all_published = True
+        branch.accounts.all_published(message.file, set(branch.sealed))
 
     def _worker_failed(self, worker: Worker, message: messages.WorkerFailed) -> None:
         if self._failure is not None:
             return
         kind, _, text = message.error.partition(": ")
+        of_name = "" if worker.role == "loader" else self._branch_of(worker).of_name
         if message.user_code:
-            self._failure = CollectorError(f"{message.error}\n  in {message.what}\n\n{message.traceback}")
+            where = f"{message.what}, collector{of_name}" if of_name else message.what
+            self._failure = CollectorError(f"{message.error}\n  in {where}\n\n{message.traceback}")
         elif kind in _EXPLAINED:  # the message says it all
             self._failure = _EXPLAINED[kind](text)
         else:
-            self._failure = RunError(f"{worker.role} {worker.number} cannot go on: {message.error}\n\n{message.traceback}")
+            self._failure = RunError(
+                f"{worker.role} {worker.number}{of_name} cannot go on: {message.error}\n\n{message.traceback}"
+            )
 
     _MESSAGES: ClassVar[dict[type, Callable[[Driver, Worker, Any], None]]] = {
         messages.Hello: _hello,
@@ -524,23 +561,3 @@ class Driver:
         messages.AllPublished: _all_files_published,
         messages.WorkerFailed: _worker_failed,
     }
-
-    def _same_values(self, spec: ValueSpec) -> bool:
-        """Whether these are the values that the run has; the first ones settle it."""
-        settled = self._folder.values
-        if settled is None:
-            self._folder.set_values(spec)
-            return True
-        if (spec.dtype, spec.shape) == (settled.dtype, settled.shape):
-            return True
-        self._failure = self._failure or RunError(f"a collector gave a value that is {spec}, others gave {settled}")
-        return False
-
-
-def _difference(before: ResolvedSlide, now: ResolvedSlide) -> str | None:
-    """What differs in what a slide was resolved to, in words; None where nothing that matters does."""
-    for name in ("id", "fingerprint", "level", "extent", "kernel", "stride", "border"):
-        old, new = getattr(before, name), getattr(now, name)
-        if old != new:
-            return f"its {name} was {old!r} and is {new!r}"
-    return None

@@ -17,6 +17,21 @@ from streamwsi.writing.main import WritingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
+class BranchJob:
+    """What one collector of a run is to do, and with what."""
+
+    name: str | None
+    """None: the run has one collector, which needs none."""
+    collecting: CollectingOptions
+    collector: Shipped
+    asks_finished: bool
+    gathers: bool
+    writing: WritingOptions
+    execution: Execution
+    """That of the run, with the collectors and devices of this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What one run is to do."""
 
@@ -24,12 +39,9 @@ class Job:
     reading: ReadingOptions
     level: int
     shipped_level: Shipped | None
-    collecting: CollectingOptions
-    collector: Shipped
-    asks_finished: bool
-    gathers: bool
-    writing: WritingOptions
+    branches: tuple[BranchJob, ...]
     execution: Execution
+    """What does not belong to one collector."""
     keys: RunKeys | None
     """Those that the user gives; None: they are made for the run."""
     slot_bytes: int

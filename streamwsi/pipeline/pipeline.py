@@ -6,8 +6,12 @@ In: options.  Out: a report.  Everything is checked before anything starts.
 from __future__ import annotations
 
 import inspect
+import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +19,25 @@ import msgspec
 
 from streamwsi.collecting.collector import StreamCollector, overrides
 from streamwsi.collecting.main import CollectingOptions
-from streamwsi.collecting.spec import collector_arguments, collector_name, ship, source_hash
+from streamwsi.collecting.spec import Shipped, collector_arguments, collector_name, ship, source_hash
 from streamwsi.config import (
     CHUNK_PX,
     TILE_CACHE_BYTES,
     Defining,
     Durability,
     Execution,
+    OutputOptions,
     Transport,
     at_least,
     available_cpus,
     one_of,
 )
-from streamwsi.errors import ConfigError
+from streamwsi.errors import ConfigError, OutputError
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
-from streamwsi.pipeline.job import Job
+from streamwsi.pipeline.job import BranchJob, Job
 from streamwsi.pipeline.report import Report
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
@@ -45,6 +50,8 @@ _CHUNK_SLACK_BYTES = 1 << 20
 _THREADS_OF_A_LOADER = 8
 """Of the 240 µs that a JPEG tile of 256 px takes, 10 need Python's lock (measured alone; more with cold caches): many more
 threads than these would wait for each other."""
+_MOST_WINDOWS_TOGETHER = 512
+"""Chunks are multiples of every collector's batch, if those have a common multiple that is not larger than this."""
 _ANY_CHUNK_BYTES = 1 << 30
 """A resumed slide keeps the chunks that it was begun with, which may be larger than those asked for now."""
 
@@ -56,13 +63,18 @@ class Pipeline:
     ----------
     loader, collector, writer
         What is read, what is done with it, and where it goes.
+        `collector` may be several, by name: ``{"tissue": Tissue(), "features": Features()}``. Each pixel is read and decoded
+        once and goes to all of them; each has processes, and files, of its own, in a folder of its name in the writer's
+        folder, which are those of a run of that collector alone.
     collectors, loaders, writers
         How many processes of each. `collectors` is by default one for each device, or one; `loaders` one for every eight
-        processors, for more threads than that wait for each other in Python's interpreter.
+        processors, for more threads than that wait for each other in Python's interpreter. Each of several collectors has
+        `writers` writers.
     devices
         Dealt to the collectors in turn: one for all of them, or one for each.
     batch_size
-        Windows in a batch, at most; by default the collector's.
+        Windows in a batch, at most; by default the collector's. Of several collectors, `collectors`, `devices` and `batch_size`
+        may be given by name, ``{"features": 64}``; those that are not named have the default.
     threads
         Decode threads of each loader; by default the processors there are, shared among the loaders.
     chunk_px
@@ -100,14 +112,14 @@ class Pipeline:
     def __init__(
         self,
         loader: SlidingWindowLoader,
-        collector: StreamCollector,
+        collector: StreamCollector | Mapping[str, StreamCollector],
         writer: StreamWriter,
         *,
-        collectors: int | None = None,
+        collectors: int | Mapping[str, int] | None = None,
         loaders: int | None = None,
         writers: int = 1,
-        devices: Sequence[str] | str | None = None,
-        batch_size: int | None = None,
+        devices: Sequence[str] | str | Mapping[str, Sequence[str] | str] | None = None,
+        batch_size: int | Mapping[str, int] | None = None,
         threads: int | None = None,
         chunk_px: int = CHUNK_PX,
         collector_credits: int = 2,
@@ -125,36 +137,30 @@ class Pipeline:
         quiet: bool = False,
         overwrite: bool = False,
     ) -> None:
-        for value, kind, name in (
-            (loader, SlidingWindowLoader, "loader"),
-            (collector, StreamCollector, "collector"),
-            (writer, StreamWriter, "writer"),
-        ):
-            if not isinstance(value, kind):
-                got = f"the class {value.__name__}, not an object of it" if isinstance(value, type) else type(value).__name__
-                raise ConfigError(f"{name} must be a {kind.__name__}, got {got}")
-        _check_collector(collector)
-        if collector.mode != "stream" and writer.options.one_file:
-            raise ConfigError(
-                f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"
+        _check_kind(loader, SlidingWindowLoader, "loader")
+        _check_kind(writer, StreamWriter, "writer")
+        by_name: Mapping[Any, StreamCollector] = collector if isinstance(collector, Mapping) else {None: collector}
+        names = _names(collector) if isinstance(collector, Mapping) else (None,)
+        self._parts = [
+            _Part.of(
+                name,
+                by_name[name],
+                writer.options,
+                _of(collectors, name, names, "collectors"),
+                _of(devices, name, names, "devices"),
+                _of(batch_size, name, names, "batch_size"),
             )
-        names = (devices,) if isinstance(devices, str) else tuple(devices or ())
-        collectors = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
-        if len(names) > collectors:
-            raise ConfigError(f"devices {names} are more than the {collectors} collectors they are dealt to")
+            for name in names
+        ]
         _check_host(transport, tcp_host, key_dir)
         loaders = -(-available_cpus() // _THREADS_OF_A_LOADER) if loaders is None else _count(loaders, "loaders")
         threads = max(1, available_cpus() // loaders) if threads is None else _count(threads, "threads")
-        self._loader, self._collector, self._writer = loader, collector, writer
-        self._batch_size = _count(collector.batch_size if batch_size is None else batch_size, "batch_size")
-        self._columns = _columns(collector)
+        self._loader, self._writer = loader, writer
         self._quiet, self._overwrite = quiet, overwrite
         self._execution = Execution(
             loaders=loaders,
-            collectors=collectors,
             writers=_count(writers, "writers"),
             threads=threads,
-            devices=names,
             chunk_px=_count(chunk_px, "chunk_px"),
             loader_credits=threads + 1 if loader_credits is None else _count(loader_credits, "loader_credits"),
             collector_credits=_count(collector_credits, "collector_credits"),
@@ -170,10 +176,12 @@ class Pipeline:
             durability=one_of(durability, ("process", "power"), "durability"),
         )
 
-    def run(self) -> Report:
+    def run(self) -> Report | dict[str, Report]:
         """Run, or go on with what an earlier run in the same folder has left unfinished.
 
-        Returns the report when everything is done (``report.exit_code`` 0) or some slides have failed (1).
+        Returns the report when everything is done (``report.exit_code`` 0) or some slides have failed (1); for several
+        collectors, one for each, by name. Of several collectors, one may have been finished by an earlier run, or have got
+        further than another: each goes on from where it was.
 
         Raises
         ------
@@ -184,54 +192,81 @@ class Pipeline:
         Interrupted
             A signal stopped it (130, 143); run again to go on.
         """
-        loader, writer = self._loader, self._writer
-        level_is_callable = callable(loader.level)
-        shipped_level = ship(loader.level, "the level callable") if level_is_callable else None
-        shipped = ship(self._collector, f"collector {collector_name(self._collector)}")
-        kernel_px = loader.kernel_size[0] * loader.kernel_size[1]
+        loader = self._loader
+        shipped_level = ship(loader.level, "the level callable") if callable(loader.level) else None
+        shipped = [ship(part.collector, f"collector {collector_name(part.collector)}") for part in self._parts]
         keys = None if self._execution.key_dir is None else read_keys(Path(self._execution.key_dir))
         if self._execution.transport == "tcp":
             bindable(self._execution.tcp_host)
-        layout = Layout.of(writer.options)
-        asked = RunFile.of(self._defining(), self._execution, source_hash(self._collector), loader.dataset)
-        with OutputFolder(layout, asked, self._overwrite) as folder:
-            output = msgspec.structs.replace(writer.options, journal_dir=str(folder.layout.journal_dir))
+        with ExitStack() as stack:
+            folders = [stack.enter_context(self._folder(part)) for part in self._parts]
             job = Job(
                 dataset=loader.dataset,
-                reading=ReadingOptions(
-                    kernel=loader.kernel_size,
-                    stride=loader.stride,
-                    border=loader.border,
-                    background=loader.background,
-                    reader=loader.reader,
-                    on_bad_region=loader.on_bad_region,
-                    batch_size=self._batch_size,
-                    chunk_px=self._execution.chunk_px,
-                    threads=self._execution.threads,
-                    min_chunk_interval_s=self._execution.min_chunk_interval_s,
-                    tile_cache_bytes=self._execution.tile_cache_bytes,
-                ),
+                reading=self._reading(),
                 level=0 if callable(loader.level) else loader.level,
                 shipped_level=shipped_level,
-                collecting=CollectingOptions(
-                    batch_size=self._batch_size,
-                    columns=self._columns,
-                    device=None,
-                    max_chunk_bytes=max(3 * max(self._execution.chunk_px, kernel_px) + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
-                ),
-                collector=shipped,
-                asks_finished=overrides(self._collector, "is_finished"),
-                gathers=self._collector.mode != "stream",
-                writing=WritingOptions(output=output, durability=self._execution.durability),
+                branches=tuple(map(self._branch, self._parts, shipped, folders)),
                 execution=self._execution,
                 keys=keys,
-                slot_bytes=3 * max(self._execution.chunk_px, kernel_px),
+                slot_bytes=self._chunk_bytes(),
                 quiet=self._quiet,
             )
-            return Driver(job, folder).run()
+            reports = Driver(job, folders).run()
+        if self._parts[0].name is None:
+            return reports[0]
+        return {str(part.name): report for part, report in zip(self._parts, reports, strict=True)}
 
-    def _defining(self) -> Defining:
-        loader, output = self._loader, self._writer.options
+    def _folder(self, part: _Part) -> OutputFolder:
+        above = Layout.of(self._writer.options)
+        if part.name is not None and above.run_file.exists():
+            raise OutputError(
+                f"{above.folder} holds a run of one collector; those of several have folders of their own in it, "
+                f"{part.name!r} here: choose another folder"
+            )
+        execution = part.execution(self._execution)
+        asked = RunFile.of(self._defining(part), execution, source_hash(part.collector), self._loader.dataset)
+        return OutputFolder(Layout.of(part.output), asked, self._overwrite)
+
+    def _reading(self) -> ReadingOptions:
+        loader = self._loader
+        sizes = [part.batch_size for part in self._parts]
+        together = math.lcm(*sizes)
+        return ReadingOptions(
+            kernel=loader.kernel_size,
+            stride=loader.stride,
+            border=loader.border,
+            background=loader.background,
+            reader=loader.reader,
+            on_bad_region=loader.on_bad_region,
+            batch_size=together if together <= _MOST_WINDOWS_TOGETHER else max(sizes),
+            chunk_px=self._execution.chunk_px,
+            threads=self._execution.threads,
+            min_chunk_interval_s=self._execution.min_chunk_interval_s,
+            tile_cache_bytes=self._execution.tile_cache_bytes,
+        )
+
+    def _branch(self, part: _Part, shipped: Shipped, folder: OutputFolder) -> BranchJob:
+        output = msgspec.structs.replace(part.output, journal_dir=str(folder.layout.journal_dir))
+        return BranchJob(
+            name=part.name,
+            collecting=CollectingOptions(
+                batch_size=part.batch_size,
+                columns=part.columns,
+                device=None,
+                max_chunk_bytes=max(self._chunk_bytes() + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
+            ),
+            collector=shipped,
+            asks_finished=overrides(part.collector, "is_finished"),
+            gathers=part.collector.mode != "stream",
+            writing=WritingOptions(output=output, durability=self._execution.durability),
+            execution=part.execution(self._execution),
+        )
+
+    def _chunk_bytes(self) -> int:
+        return 3 * max(self._execution.chunk_px, math.prod(self._loader.kernel_size))
+
+    def _defining(self, part: _Part) -> Defining:
+        loader, collector = self._loader, part.collector
         return Defining(
             kernel_size=loader.kernel_size,
             stride=loader.stride,
@@ -240,14 +275,84 @@ class Pipeline:
             reader=loader.reader,
             background=loader.background,
             on_bad_region=loader.on_bad_region,
-            collector=collector_name(self._collector),
-            collector_mode=self._collector.mode,
-            collector_arguments=collector_arguments(self._collector),
-            columns=self._columns,
-            batch_size=self._batch_size,
-            format=output.format,
-            one_file=output.one_file,
+            collector=collector_name(collector),
+            collector_mode=collector.mode,
+            collector_arguments=collector_arguments(collector),
+            columns=part.columns,
+            batch_size=part.batch_size,
+            format=part.output.format,
+            one_file=part.output.one_file,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A collector, and the options that are its own."""
+
+    name: str | None
+    """None: it is the only one."""
+    collector: StreamCollector
+    output: OutputOptions
+    collectors: int
+    devices: tuple[str, ...]
+    batch_size: int
+    columns: tuple[str, ...] | None
+
+    @classmethod
+    def of(
+        cls, name: str | None, collector: StreamCollector, output: OutputOptions, collectors: Any, devices: Any, batch_size: Any
+    ) -> _Part:
+        _check_kind(collector, StreamCollector, "collector" if name is None else f"collector {name!r}")
+        _check_collector(collector)
+        if collector.mode != "stream" and output.one_file:
+            raise ConfigError(
+                f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"
+            )
+        names = (devices,) if isinstance(devices, str) else tuple(devices or ())
+        count = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
+        if len(names) > count:
+            raise ConfigError(f"devices {names} are more than the {count} collectors they are dealt to")
+        return cls(
+            name=name,
+            collector=collector,
+            output=output if name is None else msgspec.structs.replace(output, folder=os.path.join(output.folder, name)),
+            collectors=count,
+            devices=names,
+            batch_size=_count(collector.batch_size if batch_size is None else batch_size, "batch_size"),
+            columns=_columns(collector),
+        )
+
+    def execution(self, of_run: Execution) -> Execution:
+        """How it is executed."""
+        return msgspec.structs.replace(of_run, collectors=self.collectors, devices=self.devices)
+
+
+def _names(collectors: Mapping[str, StreamCollector]) -> tuple[str | None, ...]:
+    """The names of several collectors, which are names of folders too."""
+    if not collectors:
+        raise ConfigError("collector is an empty dict: give at least one")
+    for name in collectors:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(
+                f"a collector's name must be letters, digits, _, - and . (it is the name of its folder), got {name!r}"
+            )
+    return tuple(collectors)
+
+
+def _of(value: Any, name: str | None, names: tuple[str | None, ...], what: str) -> Any:
+    """An option of one collector, which may be given for all, or by name."""
+    if not isinstance(value, Mapping):
+        return value
+    for given in value:
+        if given not in names or name is None:
+            raise ConfigError(f"{what} names {given!r}, which is none of the collectors' names")
+    return value.get(name)
+
+
+def _check_kind(value: Any, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}, not an object of it" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{name} must be a {kind.__name__}, got {got}")
 
 
 def _check_collector(collector: StreamCollector) -> None:

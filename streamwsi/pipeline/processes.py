@@ -29,6 +29,8 @@ class Worker:
     """Its place among the workers of its role; one that replaces another has the same."""
     name: str
     process: subprocess.Popen[bytes]
+    branch: int = 0
+    """The branch it belongs to; a loader serves all."""
     device: str | None = None
     box: int | None = None
     """The descriptor of its notes on what it is doing."""
@@ -76,7 +78,7 @@ class Processes:
         self.alive: dict[str, Worker] = {}
         """Children that have not been seen to end, by name."""
 
-    def start(self, startup: Startup, number: int, device: str | None = None) -> Worker:
+    def start(self, startup: Startup, number: int, branch: int, device: str | None = None) -> Worker:
         """Start a child: a new interpreter with this one's module path, and nothing else of it."""
         self._started += 1
         path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
@@ -88,7 +90,7 @@ class Processes:
                 pass_fds=startup.descriptors(),
                 env=_environment(startup.role),
             )
-        worker = Worker(startup.role, number, startup.name, process, device, startup.box)
+        worker = Worker(startup.role, number, startup.name, process, branch, device, startup.box)
         self.alive[worker.name] = worker
         threading.Thread(target=self._watch, args=(worker,), name=f"watch-{worker.name}", daemon=True).start()
         try:

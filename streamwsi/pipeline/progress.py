@@ -13,22 +13,28 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Slides and windows done, with the rate and the time left."""
+    """Slides and windows done, with the rate and the time left; where a run has several collectors, those of all together."""
 
-    def __init__(self, n_slides: int, quiet: bool = False, file: TextIO | None = None) -> None:
+    def __init__(self, quiet: bool = False, file: TextIO | None = None) -> None:
         self._file = file or sys.stderr
         self._quiet = quiet
         self._bars: list[Any] = []
-        self._n_slides = n_slides
-        self._slides = self._windows = self._expected = self._known = 0
+        self._n_slides = self._slides = self._windows = self._expected = self._known = 0
         self._begun = self._last_line = time.monotonic()
         if not quiet and self._file.isatty():
             from tqdm import tqdm
 
             self._bars = [
-                tqdm(total=n_slides, unit="slide", desc="slides ", position=0, file=self._file),
+                tqdm(total=0, unit="slide", desc="slides ", position=0, file=self._file),
                 tqdm(total=0, unit="window", desc="windows", position=1, file=self._file, smoothing=0.1),
             ]
+
+    def add_slides(self, count: int) -> None:
+        """So many more slides are to be done."""
+        self._n_slides += count
+        if self._bars:
+            self._bars[0].total = self._n_slides
+            self._bars[0].refresh()
 
     def slide_opened(self, windows: int, done: int) -> None:
         """A slide's windows are known; `done` of them are committed already."""

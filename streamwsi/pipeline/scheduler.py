@@ -7,154 +7,44 @@ A chunk's way, each step one event:
 
     leased to a loader → read → sent to a collector that has credit → collected → committed by the patient's writer
 
-A lease holds a loader's slot until it is sent, a collector's until it is collected, a writer's from being sent until it is
-committed; a slow stage so slows those before it. A chunk whose worker died is leased again under a new number, and what is
-still said of the old one is ignored; the living hold what the dead had given them on top of their credit until they are done
-with it. The first slide with chunks to lease comes first. Memory grows with the slides in flight; of finished ones nothing
-is kept.
+A run has one or more branches, each a collector with its own workers, journals and files. A chunk is read once for all branches
+that need it, and from there goes each branch's own way: a lease has a delivery for each. A lease holds a loader's slot until it
+is sent to all, a delivery holds a collector's until it is collected, a writer's from being sent until it is committed; a slow
+stage so slows those before it, and a slow branch the others. What a worker that died held is leased again under a new number,
+for the branches that need it, and what is still said of the old one is ignored; the living hold what the dead had given them on
+top of their credit until they are done with it. The first slide with chunks to lease comes first. Memory grows with the slides
+in flight; of finished ones nothing is kept.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import NamedTuple, Protocol
 
-SlideKey = tuple[int, int]
-"""(patient, slide): places in the dataset."""
-Suspect = tuple[SlideKey, int]
-"""A chunk of a slide, or OPENING for the slide as a whole."""
-OPENING = -1
-DEATHS_OF_POISON = 3
-"""A chunk that was being worked on when so many workers ended is given up, and its slide with it."""
-
-
-# ---- decisions
-
-
-class Open(NamedTuple):
-    """Have a writer open a patient's journal."""
-
-    writer: str
-    patient: int
-
-
-class Resolve(NamedTuple):
-    """Have a loader open a slide."""
-
-    loader: str
-    slide: SlideKey
-
-
-class Read(NamedTuple):
-    """Have a loader read a chunk."""
-
-    loader: str
-    lease: int
-    slide: SlideKey
-    chunk: int
-
-
-class Send(NamedTuple):
-    """Have a loader send a chunk it has read."""
-
-    loader: str
-    lease: int
-    collector: str
-    writer: str
-    slide: SlideKey
-    chunk: int
-
-
-class Drop(NamedTuple):
-    """Have a loader forget a chunk."""
-
-    loader: str
-    lease: int
-
-
-class CloseSlide(NamedTuple):
-    """Nothing more is read from a slide."""
-
-    slide: SlideKey
-
-
-class AskFinished(NamedTuple):
-    """Ask the user's ``is_finished``."""
-
-    collector: str
-    patient: int
-    windows_done: int
-
-
-class Seal(NamedTuple):
-    """Have a writer close a patient's journal."""
-
-    writer: str
-    patient: int
-
-
-class Publish(NamedTuple):
-    """Have a sealed journal published."""
-
-    publisher: str
-    patient: int
-    stop: SlideKey | None
-    """(slide, chunk) after which the patient was stopped."""
-
-
-class Finished(NamedTuple):
-    """A patient is done with: published, or given up because slides of it have failed."""
-
-    patient: int
-    stop: SlideKey | None
-    """(slide, chunk) after which it was stopped."""
-    failed: bool
-    """Slides of it have failed."""
-
-
-Decision = Open | Resolve | Read | Send | Drop | CloseSlide | AskFinished | Seal | Publish | Finished
-
-
-# ---- what the caller says at the start
-
-
-class PatientJob(NamedTuple):
-    """A patient to process."""
-
-    patient: int
-    n_slides: int
-
-
-class SlidePlan(Protocol):
-    """What the scheduler knows of a slide's chunks."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def n_windows(self, chunk: int) -> int:
-        """How many windows one holds."""
-        ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may be under way."""
-
-    loader_credits: int = 4
-    collector_credits: int = 2
-    writer_credits: int = 16
-    slides_ahead: int = 4
-    """Slides being opened, or open and not yet leased to their end, for each loader."""
-    open_patients: int = 64
-    """Patients begun and not finished, publication included."""
-
-
-# ---- state
+from streamwsi.pipeline.decisions import (
+    DEATHS_OF_POISON,
+    OPENING,
+    AskFinished,
+    BranchRules,
+    CloseSlide,
+    Decision,
+    Drop,
+    Finished,
+    Limits,
+    Open,
+    PatientJob,
+    Publish,
+    Read,
+    Resolve,
+    Seal,
+    Send,
+    SlideKey,
+    SlidePlan,
+    Suspect,
+)
 
 
 class _Stage(Enum):
@@ -166,16 +56,16 @@ class _Stage(Enum):
 
 
 class _Step(Enum):
-    READING = auto()
-    READ = auto()
+    """Where a delivery is."""
+
+    WAITING = auto()
+    """At the loader, being read or read."""
     SENT = auto()
     COLLECTED = auto()
 
 
 _WITH_WRITER = (_Stage.OPENING, _Stage.OPEN, _Stage.SEALING)
 """A writer holds the patient's journal."""
-_WITH_LOADER = (_Step.READING, _Step.READ)
-"""The chunk takes up a slot of its loader."""
 
 
 class ChunkSet:
@@ -207,8 +97,22 @@ class ChunkSet:
 
 
 @dataclass(slots=True)
+class _Share:
+    """What one branch has of a slide."""
+
+    committed: ChunkSet = field(default_factory=ChunkSet)
+    in_flight: set[int] = field(default_factory=set)
+    """Chunks of which it has a delivery."""
+    failed: bool = False
+    closed: bool = False
+    """Nothing more is to be done."""
+
+
+@dataclass(slots=True)
 class _Slide:
     key: SlideKey
+    shares: dict[int, _Share]
+    """By branch: those that had not finished the patient when it was begun."""
     plan: SlidePlan | None = None
     resolving: str | None = None
     """The loader that opens it."""
@@ -218,10 +122,17 @@ class _Slide:
     """No chunk from this one on was leased since its patient was opened."""
     again: list[int] = field(default_factory=list)
     """A heap: chunks before `next` to lease again."""
-    committed: ChunkSet = field(default_factory=ChunkSet)
     leases: set[int] = field(default_factory=set)
-    failed: bool = False
-    closed: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """It has failed for every branch."""
+        return all(share.failed for share in self.shares.values())
+
+    @property
+    def closed(self) -> bool:
+        """No branch has anything to do with it any more."""
+        return all(share.closed for share in self.shares.values())
 
     def n_chunks(self, last: int | None) -> int:
         """How many of its chunks count, `last` being where its patient was stopped."""
@@ -232,10 +143,13 @@ class _Slide:
 
 @dataclass(slots=True)
 class _Patient:
-    job: PatientJob
-    writer: str | None
-    stage: _Stage
+    """What one branch has of a patient."""
+
+    number: int
+    branch: int
     slides: list[_Slide]
+    stage: _Stage = _Stage.OPENING
+    writer: str | None = None
     n_closed: int = 0
     """How many of the slides are closed."""
     publisher: str | None = None
@@ -248,11 +162,29 @@ class _Patient:
     windows_done: int = 0
     """Windows of the chunks before `asked`."""
 
+    def share(self, slide: _Slide) -> _Share:
+        """What its branch has of one of the slides."""
+        return slide.shares[self.branch]
+
     def last_chunk(self, slide: int) -> int | None:
         """The last chunk of a slide that counts; None: all do."""
         if self.stop is None or slide < self.stop[0]:
             return None
         return self.stop[1] if slide == self.stop[0] else -1
+
+    @property
+    def failed(self) -> bool:
+        """Slides of it have failed."""
+        return any(self.share(slide).failed for slide in self.slides)
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """A branch's part of a lease."""
+
+    step: _Step = _Step.WAITING
+    collector: str | None = None
+    writer: str | None = None
 
 
 @dataclass(slots=True)
@@ -261,13 +193,41 @@ class _Lease:
     slide: _Slide
     chunk: int
     loader: str
-    step: _Step = _Step.READING
-    collector: str | None = None
-    writer: str | None = None
+    deliveries: dict[int, _Delivery]
+    """By branch; it ends with the last of them."""
+    read: bool = False
+    at_loader: bool = True
+    """It takes up a slot of its loader: a delivery waits."""
+
+    def waiting(self) -> list[int]:
+        """The branches that it is still to be sent to."""
+        return [branch for branch, delivery in self.deliveries.items() if delivery.step is _Step.WAITING]
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A collector's workers, and what waits for them."""
+
+    rules: BranchRules
+    collectors: dict[str, int] = field(default_factory=dict)
+    """Chunks that each holds."""
+    writers: dict[str, int] = field(default_factory=dict)
+    publishers: dict[str, int | None] = field(default_factory=dict)
+    """The patient that each is publishing."""
+    unopened: deque[_Patient] = field(default_factory=deque)
+    """Patients whose writer is gone."""
+    sealed: deque[_Patient] = field(default_factory=deque)
+    """Patients that wait to be published."""
+
+    def has(self, name: str) -> bool:
+        """Whether a worker is one of its own."""
+        return name in self.collectors or name in self.writers or name in self.publishers
 
 
 class Scheduler:
     """Decides who does what next. Call an event's method, then take :meth:`decisions`.
+
+    Events of collectors, writers and publishers say which branch theirs is.
 
     Parameters
     ----------
@@ -275,29 +235,16 @@ class Scheduler:
         The patients; taken one after the other as there is room for them.
     limits
         How much may be under way.
-    ask_finished
-        The collector has an ``is_finished`` of its own.
-    publish_partial
-        Patients of whom slides have failed are published too.
-    publish
-        Patients are published one by one (else the caller does it at the end, from the sealed journals).
+    branches
+        The rules of each branch.
     """
 
-    def __init__(
-        self,
-        jobs: Iterable[PatientJob],
-        limits: Limits,
-        *,
-        ask_finished: bool = False,
-        publish_partial: bool = False,
-        publish: bool = True,
-    ) -> None:
+    def __init__(self, jobs: Iterable[PatientJob], limits: Limits, branches: Sequence[BranchRules] = (BranchRules(),)) -> None:
         self._jobs: Iterator[PatientJob] | None = iter(jobs)
         self._limits = limits
-        self._ask_finished = ask_finished
-        self._publish_partial = publish_partial
-        self._publish_each = publish
-        self._patients: dict[int, _Patient] = {}
+        self._branches = [_Branch(rules) for rules in branches]
+        self._patients: dict[int, dict[int, _Patient]] = {}
+        """By number and branch, those that are begun and not finished."""
         self._slides: dict[SlideKey, _Slide] = {}
         self._leases: dict[int, _Lease] = {}
         self._next_lease = 0
@@ -305,20 +252,12 @@ class Scheduler:
         """Chunks that each holds."""
         self._resolving: dict[str, int] = {}
         """Slides that each loader is opening."""
-        self._collectors: dict[str, int] = {}
-        self._writers: dict[str, int] = {}
-        self._publishers: dict[str, int | None] = {}
-        """The patient that each is publishing."""
-        self._unopened: deque[int] = deque()
-        """Patients whose writer is gone."""
         self._unresolved: list[SlideKey] = []
         """A heap: slides to open, and some that need not be any more."""
         self._runnable: list[SlideKey] = []
         """A heap: slides with chunks to lease, and some without."""
         self._read: deque[_Lease] = deque()
         """Chunks that wait to be sent."""
-        self._sealed: deque[int] = deque()
-        """Patients that wait to be published."""
         self._suspicions: dict[Suspect, int] = {}
         """How many workers ended while they worked on it, for what is still to be done."""
         self._decisions: list[Decision] = []
@@ -327,19 +266,19 @@ class Scheduler:
 
     # ---- events
 
-    def worker_came(self, role: str, name: str) -> None:
-        """A loader, collector, writer or publisher is ready."""
+    def worker_came(self, role: str, name: str, branch: int = 0) -> None:
+        """A loader, or a branch's collector, writer or publisher, is ready."""
         if role == "loader":
             self._loaders.setdefault(name, 0)
             self._resolving.setdefault(name, 0)
-        elif role == "collector":
-            self._collectors.setdefault(name, 0)
-            for patient in self._patients.values():
-                self._advance(patient)
+        elif role == "publisher":
+            self._branches[branch].publishers.setdefault(name, None)
         elif role == "writer":
-            self._writers.setdefault(name, 0)
+            self._branches[branch].writers.setdefault(name, 0)
         else:
-            self._publishers.setdefault(name, None)
+            self._branches[branch].collectors.setdefault(name, 0)
+            for patient in self._patients_of(branch):
+                self._advance(patient)
 
     def worker_went(
         self, role: str, name: str, leases: Iterable[int] = (), opening: Iterable[SlideKey] = ()
@@ -348,54 +287,41 @@ class Scheduler:
 
         `leases` and `opening` are what it was working on when it ended: these chunks and slides are suspected of having ended
         it. Until they are done, each loader has one thing to do at a time, so that the next end tells which it was. Returns the
-        suspects, and of them those that have now ended three workers: their slides have failed.
+        suspects, and of them those that have now ended three workers: their slides have failed, for the branch whose collector
+        it was, or for all.
         """
         held = [self._leases[number] for number in leases if number in self._leases]
         suspects = [(lease.slide.key, lease.chunk) for lease in held]
         suspects += [(key, OPENING) for key in opening if key in self._slides and self._slides[key].resolving == name]
         for suspect in suspects:
             self._suspicions[suspect] = self._suspicions.get(suspect, 0) + 1
-        self._replace(role, name)
+        if role == "loader":
+            branch = None
+            self._loader_went(name)
+        else:
+            branch = next((number for number, of in enumerate(self._branches) if of.has(name)), None)
+            if branch is not None:
+                self._worker_of_branch_went(role, name, branch)
         poison = [suspect for suspect in suspects if self._suspicions.get(suspect, 0) >= DEATHS_OF_POISON]
         for slide, _ in poison:
-            self.slide_failed(slide)
+            self.slide_failed(slide, branch)
         return suspects, poison
 
-    def _replace(self, role: str, name: str) -> None:
-        if role == "loader":
-            self._loader_went(name)
-        elif role == "collector":
-            self._collectors.pop(name, None)
-            # What it had already given to the writer's socket may not have left it either.
-            for lease in [lease for lease in self._leases.values() if lease.collector == name]:
-                self._lease_again(lease)
-            for patient in self._patients.values():
-                if patient.asking == name:
-                    patient.asking = None
-                    self._advance(patient)
-        elif role == "writer":
-            self._writer_went(name)
-        else:
-            patient_number = self._publishers.pop(name, None)
-            if patient_number is not None:
-                self._patients[patient_number].stage = _Stage.SEALED
-                self._sealed.appendleft(patient_number)
-
-    def patient_opened(self, patient: int, committed: dict[int, list[int]]) -> None:
+    def patient_opened(self, patient: int, committed: dict[int, list[int]], branch: int = 0) -> None:
         """The writer that was told to open a patient says what the journal holds: the committed chunks of each slide."""
-        state = self._patients.get(patient)
+        state = self._patient(patient, branch)
         if state is None or state.stage is not _Stage.OPENING or state.writer is None:
             return
         state.stage = _Stage.OPEN
         for slide in state.slides:
-            slide.committed = ChunkSet(committed.get(slide.key[1], ()))
+            state.share(slide).committed = ChunkSet(committed.get(slide.key[1], ()))
             slide.next, slide.again = 0, []
             # A slide that was open before its writer died keeps its plan. Any other is opened by a loader, also where the
             # journal knows it: it must be seen to be the same still.
-            if slide.plan is None:
-                heapq.heappush(self._unresolved, slide.key)
-            else:
+            if slide.plan is not None:
                 self._queue(slide)
+            elif self._all_open(slide):
+                heapq.heappush(self._unresolved, slide.key)
         self._advance(state)
 
     def slide_resolved(self, key: SlideKey, plan: SlidePlan) -> None:
@@ -405,97 +331,103 @@ class Scheduler:
             return
         self._resolved_by(slide)
         slide.plan = plan
-        patient = self._patients[key[0]]
-        if patient.stage is _Stage.OPEN:
-            self._queue(slide)
-        self._advance(patient, slide)
+        self._queue(slide)
+        self._advance_all(slide)
 
-    def slide_failed(self, key: SlideKey) -> None:
-        """A slide cannot be opened, or not be read on; its other chunks are given up."""
+    def slide_failed(self, key: SlideKey, branch: int | None = None) -> None:
+        """A slide cannot be opened, or not be read or processed on; its other chunks are given up, by `branch` or by all."""
         slide = self._slides.get(key)
-        if slide is None or slide.failed:
+        if slide is None:
             return
-        self._resolved_by(slide)
-        slide.failed = True
-        self._give_up_reading(slide, behind=-1)
-        self._advance(self._patients[key[0]], slide)
+        for number, share in slide.shares.items():
+            if branch in (None, number) and not share.failed:
+                share.failed = True
+                self._give_up_reading(slide, number, behind=-1)
+        if slide.failed:
+            self._resolved_by(slide)
+        self._advance_all(slide)
 
     def chunk_read(self, lease: int) -> bool:
         """A loader has read a chunk. Returns whether it is still wanted."""
         state = self._leases.get(lease)
-        if state is None or state.step is not _Step.READING:
+        if state is None or state.read or not state.at_loader:
             return False
-        state.step = _Step.READ
+        state.read = True
         self._read.append(state)
         return True
 
     def chunk_failed(self, lease: int) -> SlideKey | None:
         """A loader cannot read a chunk: its slide fails. Returns the slide, or None where the lease is no longer held."""
         state = self._leases.get(lease)
-        if state is None or state.step is not _Step.READING:
+        if state is None or state.read:
             return None
-        self._end(state)
+        for branch in list(state.deliveries):
+            self._end(state, branch)
         self.slide_failed(state.slide.key)
         return state.slide.key
 
-    def chunk_collected(self, lease: int) -> None:
+    def chunk_collected(self, lease: int, branch: int = 0) -> None:
         """A collector has processed a chunk: it has credit again."""
-        state = self._leases.get(lease)
-        if state is not None and state.step is _Step.SENT:
-            self._credit_collector(state)
-            state.step = _Step.COLLECTED
+        delivery = self._delivery(lease, branch)
+        if delivery is not None and delivery.step is _Step.SENT:
+            self._credit_collector(branch, delivery)
+            delivery.step = _Step.COLLECTED
 
-    def chunk_committed(self, lease: int) -> SlideKey | None:
+    def chunk_committed(self, lease: int, branch: int = 0) -> SlideKey | None:
         """A chunk is in the journal. Returns its slide, or None where the lease is no longer held (late, or repeated)."""
-        state = self._leases.get(lease)
-        if state is None or state.step not in (_Step.SENT, _Step.COLLECTED):
+        delivery = self._delivery(lease, branch)
+        if delivery is None or delivery.step is _Step.WAITING:
             return None
+        state = self._leases[lease]
         slide = state.slide
-        self._end(state)
-        slide.committed.add(state.chunk)
-        self._advance(self._patients[slide.key[0]], slide)
+        self._end(state, branch)
+        slide.shares[branch].committed.add(state.chunk)
+        self._advance(self._patients[slide.key[0]][branch], slide)
         return slide.key
 
-    def finished_answered(self, patient: int, windows_done: int, finished: bool) -> None:
+    def finished_answered(self, patient: int, windows_done: int, finished: bool, branch: int = 0) -> None:
         """A collector has said whether a patient is finished."""
-        state = self._patients.get(patient)
+        state = self._patient(patient, branch)
         if state is None or state.asking is None or windows_done != self._windows_at(state):
             return
         state.asking = None
         if finished:
             state.stop = state.asked
             for slide in state.slides:
-                self._give_up_reading(slide, behind=state.last_chunk(slide.key[1]))
+                self._give_up_reading(slide, branch, behind=state.last_chunk(slide.key[1]))
         else:
             slide_number, chunk = state.asked
             state.windows_done = windows_done
             state.asked = (slide_number, chunk + 1)
         self._advance(state)
 
-    def patient_sealed(self, patient: int) -> None:
+    def patient_sealed(self, patient: int, branch: int = 0) -> None:
         """A writer has closed a patient's journal."""
-        state = self._patients.get(patient)
+        state = self._patient(patient, branch)
         if state is None or state.stage is not _Stage.SEALING:
             return
         state.stage = _Stage.SEALED
-        if self._publish_each and (self._publish_partial or not any(slide.failed for slide in state.slides)):
-            self._sealed.append(patient)
+        rules = self._branches[branch].rules
+        if rules.publish and (rules.publish_partial or not state.failed):
+            self._branches[branch].sealed.append(state)
         else:
             self._forget(state)
 
-    def patient_published(self, patient: int) -> None:
+    def patient_published(self, patient: int, branch: int = 0) -> None:
         """A patient's file has its final name."""
-        state = self._patients.get(patient)
+        state = self._patient(patient, branch)
         if state is not None and state.stage is _Stage.PUBLISHING:
-            if state.publisher in self._publishers:
-                self._publishers[state.publisher] = None
+            publishers = self._branches[branch].publishers
+            if state.publisher in publishers:
+                publishers[state.publisher] = None
             self._forget(state)
 
     def stop(self) -> None:
         """Begin nothing new: what was not sent yet is dropped, what was is still committed."""
         self.stopping = True
-        for lease in [lease for lease in self._leases.values() if lease.step in _WITH_LOADER]:
-            self._drop(lease)
+        for lease in list(self._leases.values()):
+            for branch in lease.waiting():
+                self._drop(lease, branch)
 
     # ---- what the caller asks
 
@@ -517,32 +449,41 @@ class Scheduler:
         if self._decisions:
             return False
         if self.stopping:
-            return not self._leases and all(patient is None for patient in self._publishers.values())
+            publishing = any(busy is not None for branch in self._branches for busy in branch.publishers.values())
+            return not self._leases and not publishing
         return self._jobs is None and not self._patients
 
-    def has_failed(self, patient: int) -> bool:
+    def has_failed(self, patient: int, branch: int = 0) -> bool:
         """Whether slides of a patient in flight have failed."""
-        state = self._patients.get(patient)
-        return state is not None and any(slide.failed for slide in state.slides)
+        state = self._patient(patient, branch)
+        return state is not None and state.failed
 
     def is_suspected(self, suspect: Suspect) -> bool:
         """Whether workers ended over a chunk (or a slide's opening) that is still to be done."""
         return suspect in self._suspicions
 
-    def waiting_for(self, role: str) -> list[tuple[SlideKey, int]]:
-        """(slide, chunk) of what the workers of a role have been given and have not done; OPENING where it is not one chunk."""
-        if role == "publisher":
-            return [((patient, 0), OPENING) for patient in self._publishers.values() if patient is not None]
-        steps = {"loader": _Step.READING, "collector": _Step.SENT, "writer": _Step.COLLECTED}
-        held = [(lease.slide.key, lease.chunk) for lease in self._leases.values() if lease.step is steps[role]]
+    def waiting_for(self, role: str, branch: int = 0) -> list[tuple[SlideKey, int]]:
+        """(slide, chunk) of what the loaders, or a branch's workers of another role, were given and have not done.
+
+        OPENING stands where it is not one chunk.
+        """
         if role == "loader":
-            held += [(slide.key, OPENING) for slide in self._slides.values() if slide.resolving is not None]
-        if role == "collector":
-            asking = [(number, patient.asked) for number, patient in self._patients.items() if patient.asking is not None]
-            held += [((number, slide), chunk) for number, (slide, chunk) in asking]
-        if role == "writer":
-            stages = (_Stage.OPENING, _Stage.SEALING)
-            held += [((number, 0), OPENING) for number, patient in self._patients.items() if patient.stage in stages]
+            held = [(lease.slide.key, lease.chunk) for lease in self._leases.values() if not lease.read]
+            return held + [(slide.key, OPENING) for slide in self._slides.values() if slide.resolving is not None]
+        if role == "publisher":
+            busy_with = self._branches[branch].publishers.values()
+            return [((patient, 0), OPENING) for patient in busy_with if patient is not None]
+        step = {"collector": _Step.SENT, "writer": _Step.COLLECTED}[role]
+        held = [
+            (lease.slide.key, lease.chunk)
+            for lease in self._leases.values()
+            if branch in lease.deliveries and lease.deliveries[branch].step is step
+        ]
+        for patient in self._patients_of(branch):
+            if role == "collector" and patient.asking is not None:
+                held.append(((patient.number, patient.asked[0]), patient.asked[1]))
+            if role == "writer" and patient.stage in (_Stage.OPENING, _Stage.SEALING):
+                held.append(((patient.number, 0), OPENING))
         return held
 
     def held_by(self, name: str) -> list[tuple[int, SlideKey, int]]:
@@ -550,7 +491,7 @@ class Scheduler:
         return [
             (lease.number, lease.slide.key, lease.chunk)
             for lease in self._leases.values()
-            if name in (lease.loader, lease.collector, lease.writer)
+            if name == lease.loader or any(name in (held.collector, held.writer) for held in lease.deliveries.values())
         ]
 
     def __len__(self) -> int:
@@ -560,34 +501,36 @@ class Scheduler:
     # ---- beginning things
 
     def _open_patients(self) -> None:
-        if not self._writers:
+        for branch in self._branches:
+            while branch.unopened and branch.writers:
+                self._open(branch.unopened.popleft())
+        if not all(branch.writers for branch in self._branches):
             return
         ahead = self._limits.slides_ahead * max(1, len(self._loaders))
-        while self._unopened:
-            self._open(self._patients[self._unopened.popleft()])
         while self._jobs is not None and len(self._patients) < self._limits.open_patients:
             waiting = len(self._unresolved) + sum(self._resolving.values()) + len(self._runnable)
-            opening = sum(1 for patient in self._patients.values() if patient.stage is _Stage.OPENING)
+            opening = sum(any(own.stage is _Stage.OPENING for own in of.values()) for of in self._patients.values())
             if waiting + opening >= ahead:
                 return
             job = next(self._jobs, None)
             if job is None:
                 self._jobs = None
                 return
-            slides = [_Slide((job.patient, number)) for number in range(job.n_slides)]
-            patient = _Patient(job, None, _Stage.OPENING, slides)
-            self._patients[job.patient] = patient
-            self._slides.update((slide.key, slide) for slide in slides)
-            self._open(patient)
+            keys = [(job.patient, number) for number in range(job.n_slides)]
+            slides = [_Slide(key, {branch: _Share() for branch in job.branches}) for key in keys]
+            self._slides.update(zip(keys, slides, strict=True))
+            self._patients[job.patient] = {branch: _Patient(job.patient, branch, slides) for branch in job.branches}
+            for patient in self._patients[job.patient].values():
+                self._open(patient)
 
     def _open(self, patient: _Patient) -> None:
-        load = dict.fromkeys(self._writers, 0)
-        for other in self._patients.values():
+        load = dict.fromkeys(self._branches[patient.branch].writers, 0)
+        for other in self._patients_of(patient.branch):
             if other.writer in load and other.stage in _WITH_WRITER:
                 load[other.writer] += 1
         patient.writer = min(load, key=load.__getitem__)
         patient.stage = _Stage.OPENING
-        self._decisions.append(Open(patient.writer, patient.job.patient))
+        self._decisions.append(Open(patient.writer, patient.number, patient.branch))
 
     def _resolve_slides(self) -> None:
         while self._unresolved:
@@ -604,20 +547,22 @@ class Scheduler:
             self._decisions.append(Resolve(loader, slide.key))
 
     def _lease_chunks(self) -> None:
-        while (found := self._next_chunk()) is not None:
-            loader = self._free_loader(self._loaders, self._limits.loader_credits)
-            if loader is None:
+        while (loader := self._free_loader(self._loaders, self._limits.loader_credits)) is not None:
+            found = self._next_chunk()
+            if found is None:
                 return
-            slide, chunk = found
+            slide, chunk, branches = found
             if chunk in slide.again:
                 slide.again.remove(chunk)
                 heapq.heapify(slide.again)
             else:
                 slide.next += 1
-            lease = _Lease(self._next_lease, slide, chunk, loader)
+            lease = _Lease(self._next_lease, slide, chunk, loader, {branch: _Delivery() for branch in branches})
             self._next_lease += 1
             self._leases[lease.number] = lease
             slide.leases.add(lease.number)
+            for branch in branches:
+                slide.shares[branch].in_flight.add(chunk)
             self._loaders[loader] += 1
             self._decisions.append(Read(loader, lease.number, slide.key, chunk))
 
@@ -628,105 +573,143 @@ class Scheduler:
         loader = min(load, key=load.__getitem__, default=None)
         return loader if loader is not None and load[loader] < limit else None
 
-    def _next_chunk(self) -> tuple[_Slide, int] | None:
-        """The chunk to lease next: a suspected one before all others, then the first of the first slide that has any."""
+    def _next_chunk(self) -> tuple[_Slide, int, list[int]] | None:
+        """The chunk to lease next, and the branches that need it.
+
+        A suspected one comes before all others, then the first of the first slide that has any.
+        """
         for key, chunk in self._suspicions:
             slide = self._slides[key]
-            if chunk in slide.again and self._has_chunk(slide):
-                return slide, chunk
+            if chunk in slide.again and self._all_open(slide) and (branches := self._takers(slide, chunk)):
+                return slide, chunk, branches
         while self._runnable:
             first = self._slides.get(self._runnable[0])
-            if first is not None and self._has_chunk(first):
-                return first, first.again[0] if first.again else first.next
+            if first is not None and (found := self._first_chunk(first)) is not None:
+                return first, *found
             heapq.heappop(self._runnable)
             if first is not None:
                 first.queued = False
         return None
 
-    def _has_chunk(self, slide: _Slide) -> bool:
-        """Whether a slide has a chunk to lease: the first of `again`, or `next`."""
-        patient = self._patients[slide.key[0]]
-        if slide.failed or patient.stage is not _Stage.OPEN:
-            return False
-        stop = slide.n_chunks(patient.last_chunk(slide.key[1]))
-        while slide.again and not self._is_due(slide.key, slide.again[0]):
+    def _first_chunk(self, slide: _Slide) -> tuple[int, list[int]] | None:
+        """The chunk of a slide to lease next, the first of `again` or `next`, and the branches that need it."""
+        if slide.plan is None or not self._all_open(slide):
+            return None
+        while slide.again:
+            if branches := self._takers(slide, slide.again[0]):
+                return slide.again[0], branches
             heapq.heappop(slide.again)
-        while slide.next < stop and slide.next in slide.committed:
+        while slide.next < len(slide.plan):
+            if branches := self._takers(slide, slide.next):
+                return slide.next, branches
             slide.next += 1
-        return bool(slide.again) or slide.next < stop
+        return None
 
-    def _is_due(self, key: SlideKey, chunk: int) -> bool:
-        """Whether a chunk (or the slide's opening) counts and is not done."""
-        slide = self._slides[key]
-        if slide.failed or slide.plan is None or chunk == OPENING:
-            return not slide.failed and slide.plan is None
-        return chunk < slide.n_chunks(self._patients[key[0]].last_chunk(key[1])) and chunk not in slide.committed
+    def _takers(self, slide: _Slide, chunk: int) -> list[int]:
+        """The branches that need a chunk and have no delivery of it."""
+        return [
+            branch
+            for branch, patient in self._patients[slide.key[0]].items()
+            if patient.stage is _Stage.OPEN
+            and self._is_due(patient, slide, chunk)
+            and chunk not in slide.shares[branch].in_flight
+        ]
+
+    @staticmethod
+    def _is_due(patient: _Patient, slide: _Slide, chunk: int) -> bool:
+        """Whether a chunk (or the slide's opening) counts for a branch and is not done."""
+        share = patient.share(slide)
+        if share.failed or slide.plan is None or chunk == OPENING:
+            return not share.failed and slide.plan is None
+        return chunk not in share.committed and chunk < slide.n_chunks(patient.last_chunk(slide.key[1]))
+
+    def _all_open(self, slide: _Slide) -> bool:
+        """Whether every branch knows what its journal holds, so that what is read is read for all that need it."""
+        return all(patient.stage is not _Stage.OPENING for patient in self._patients[slide.key[0]].values())
 
     def _send_chunks(self) -> None:
         waiting: deque[_Lease] = deque()
         for lease in self._read:
-            if lease.number in self._leases and not self._send(lease):
+            for branch in lease.waiting():
+                self._send(lease, branch)
+            if lease.at_loader and lease.number in self._leases:
                 waiting.append(lease)
         self._read = waiting
 
-    def _send(self, lease: _Lease) -> bool:
+    def _send(self, lease: _Lease, branch: int) -> None:
         """Have a chunk sent, if a collector and its patient's writer have credit."""
-        collector = min(self._collectors, key=self._collectors.__getitem__, default=None)
-        writer = self._patients[lease.slide.key[0]].writer
-        if collector is None or self._collectors[collector] >= self._limits.collector_credits:
-            return False
-        if writer is None or self._writers[writer] >= self._limits.writer_credits:
-            return False
-        lease.step, lease.collector, lease.writer = _Step.SENT, collector, writer
-        self._loaders[lease.loader] -= 1
-        self._collectors[collector] += 1
-        self._writers[writer] += 1
-        self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key, lease.chunk))
-        return True
+        of = self._branches[branch]
+        collector = min(of.collectors, key=of.collectors.__getitem__, default=None)
+        writer = self._patients[lease.slide.key[0]][branch].writer
+        if collector is None or of.collectors[collector] >= self._limits.collector_credits:
+            return
+        if writer is None or of.writers[writer] >= self._limits.writer_credits:
+            return
+        delivery = lease.deliveries[branch]
+        delivery.step, delivery.collector, delivery.writer = _Step.SENT, collector, writer
+        of.collectors[collector] += 1
+        of.writers[writer] += 1
+        last = self._left_loader(lease)
+        self._decisions.append(Send(lease.loader, lease.number, collector, writer, lease.slide.key, lease.chunk, branch, last))
 
     def _publish_patients(self) -> None:
-        for publisher, busy_with in self._publishers.items():
-            if busy_with is None and self._sealed:
-                patient = self._patients[self._sealed.popleft()]
-                patient.stage, patient.publisher = _Stage.PUBLISHING, publisher
-                self._publishers[publisher] = patient.job.patient
-                self._decisions.append(Publish(publisher, patient.job.patient, patient.stop))
+        for branch in self._branches:
+            for publisher, busy_with in branch.publishers.items():
+                if busy_with is None and branch.sealed:
+                    patient = branch.sealed.popleft()
+                    patient.stage, patient.publisher = _Stage.PUBLISHING, publisher
+                    branch.publishers[publisher] = patient.number
+                    self._decisions.append(Publish(publisher, patient.number, patient.stop, patient.branch))
 
     # ---- ending things
+
+    def _advance_all(self, slide: _Slide) -> None:
+        """After a change to a slide that concerns every branch."""
+        for patient in list(self._patients[slide.key[0]].values()):
+            self._advance(patient, slide)
 
     def _advance(self, patient: _Patient, slide: _Slide | None = None) -> None:
         """After a change to `slide` (None: to any of the patient's): ask, close and seal what can now be."""
         if self._suspicions:
-            self._suspicions = {suspect: times for suspect, times in self._suspicions.items() if self._is_due(*suspect)}
+            self._suspicions = {suspect: times for suspect, times in self._suspicions.items() if self._is_wanted(*suspect)}
         self._ask(patient)
         if patient.stage is not _Stage.OPEN:
             return
         for candidate in patient.slides if slide is None else (slide,):
-            if not candidate.closed and self._complete(candidate, patient.last_chunk(candidate.key[1])):
-                candidate.closed = True
+            share = patient.share(candidate)
+            if not share.closed and self._complete(candidate, share, patient.last_chunk(candidate.key[1])):
+                share.closed = True
                 patient.n_closed += 1
-                self._decisions.append(CloseSlide(candidate.key))
+                if candidate.closed:
+                    self._decisions.append(CloseSlide(candidate.key))
         if patient.n_closed == len(patient.slides) and self._all_asked(patient) and patient.writer is not None:
             patient.stage = _Stage.SEALING
-            self._decisions.append(Seal(patient.writer, patient.job.patient))
+            self._decisions.append(Seal(patient.writer, patient.number, patient.branch))
+
+    def _is_wanted(self, key: SlideKey, chunk: int) -> bool:
+        """Whether a chunk (or the slide's opening) is still to be done, for any branch."""
+        slide = self._slides[key]
+        return any(self._is_due(patient, slide, chunk) for patient in self._patients[key[0]].values())
 
     @staticmethod
-    def _complete(slide: _Slide, last: int | None) -> bool:
+    def _complete(slide: _Slide, share: _Share, last: int | None) -> bool:
         """Whether nothing of a slide is under way, and every chunk up to `last` (None: all) is committed, or it has failed."""
-        if slide.leases or slide.failed or slide.plan is None:
-            return slide.failed and not slide.leases
+        if share.in_flight or share.failed or slide.plan is None:
+            return share.failed and not share.in_flight
         count = slide.n_chunks(last)
-        return all(chunk in slide.committed for chunk in range(min(slide.committed.prefix, count), count))
+        return all(chunk in share.committed for chunk in range(min(share.committed.prefix, count), count))
 
     def _forget(self, patient: _Patient) -> None:
-        del self._patients[patient.job.patient]
-        for slide in patient.slides:
-            del self._slides[slide.key]
-        failed = any(slide.failed for slide in patient.slides)
-        self._decisions.append(Finished(patient.job.patient, patient.stop, failed))
+        of_all = self._patients[patient.number]
+        del of_all[patient.branch]
+        if not of_all:
+            del self._patients[patient.number]
+            for slide in patient.slides:
+                del self._slides[slide.key]
+        self._decisions.append(Finished(patient.number, patient.stop, patient.failed, patient.branch))
 
     def _queue(self, slide: _Slide) -> None:
-        if not slide.queued and not slide.failed and not slide.closed:
+        if not slide.queued and not slide.closed and not slide.failed:
             slide.queued = True
             heapq.heappush(self._runnable, slide.key)
 
@@ -735,67 +718,108 @@ class Scheduler:
             self._resolving[slide.resolving] -= 1
         slide.resolving = None
 
-    def _give_up_reading(self, slide: _Slide, behind: int | None) -> None:
-        """Drop the leases of a slide's chunks that lie behind one (None: none does) and were not sent yet."""
+    def _give_up_reading(self, slide: _Slide, branch: int, behind: int | None) -> None:
+        """Drop what a branch was still to be sent of a slide's chunks that lie behind one (None: none does)."""
         for lease in [self._leases[number] for number in slide.leases]:
-            if behind is not None and lease.chunk > behind and lease.step in _WITH_LOADER:
-                self._drop(lease)
+            if behind is not None and lease.chunk > behind and branch in lease.waiting():
+                self._drop(lease, branch)
 
-    def _drop(self, lease: _Lease) -> None:
-        self._end(lease)
-        self._decisions.append(Drop(lease.loader, lease.number))
+    def _drop(self, lease: _Lease, branch: int) -> None:
+        """End a delivery that waits, and have the loader forget the chunk if nobody else waits for it."""
+        self._end(lease, branch)
+        if not lease.at_loader:
+            self._decisions.append(Drop(lease.loader, lease.number))
 
-    def _end(self, lease: _Lease) -> None:
-        """Take a lease out, and give back what it held."""
-        del self._leases[lease.number]
-        lease.slide.leases.discard(lease.number)
-        if lease.step in _WITH_LOADER:
-            if lease.loader in self._loaders:
-                self._loaders[lease.loader] -= 1
+    def _end(self, lease: _Lease, branch: int) -> None:
+        """Take a delivery out, and give back what it held."""
+        delivery = lease.deliveries.pop(branch)
+        lease.slide.shares[branch].in_flight.discard(lease.chunk)
+        if not lease.deliveries:
+            del self._leases[lease.number]
+            lease.slide.leases.discard(lease.number)
+        if delivery.step is _Step.WAITING:
+            self._left_loader(lease)
             return
-        if lease.step is _Step.SENT:
-            self._credit_collector(lease)
-        if lease.writer in self._writers:
-            self._writers[lease.writer] -= 1
+        if delivery.step is _Step.SENT:
+            self._credit_collector(branch, delivery)
+        writers = self._branches[branch].writers
+        if delivery.writer in writers:
+            writers[delivery.writer] -= 1
 
-    def _credit_collector(self, lease: _Lease) -> None:
-        if lease.collector in self._collectors:
-            self._collectors[lease.collector] -= 1
+    def _left_loader(self, lease: _Lease) -> bool:
+        """Whether nobody is to be sent a chunk any more; its loader has credit again then."""
+        if lease.waiting():
+            return False
+        if lease.at_loader and lease.loader in self._loaders:
+            self._loaders[lease.loader] -= 1
+        lease.at_loader = False
+        return True
+
+    def _credit_collector(self, branch: int, delivery: _Delivery) -> None:
+        collectors = self._branches[branch].collectors
+        if delivery.collector in collectors:
+            collectors[delivery.collector] -= 1
 
     # ---- doing things again
 
-    def _lease_again(self, lease: _Lease) -> None:
-        self._end(lease)
-        heapq.heappush(lease.slide.again, lease.chunk)
-        self._queue(lease.slide)
-        self._advance(self._patients[lease.slide.key[0]], lease.slide)  # what counts of it may be complete without the chunk
+    def _lease_again(self, lease: _Lease, branch: int) -> None:
+        slide = lease.slide
+        self._end(lease, branch)
+        if lease.chunk not in slide.again:
+            heapq.heappush(slide.again, lease.chunk)
+        self._queue(slide)
+        self._advance(self._patients[slide.key[0]][branch], slide)  # what counts of it may be complete without the chunk
 
     def _loader_went(self, name: str) -> None:
         self._loaders.pop(name, None)
         self._resolving.pop(name, None)
         # What it had already sent may not have left it: only what was collected is known to be past it.
         for lease in [lease for lease in self._leases.values() if lease.loader == name]:
-            if lease.step is not _Step.COLLECTED:
-                self._lease_again(lease)
+            for branch, delivery in list(lease.deliveries.items()):
+                if delivery.step is not _Step.COLLECTED:
+                    self._lease_again(lease, branch)
         for slide in self._slides.values():
             if slide.resolving == name:
                 slide.resolving = None
                 heapq.heappush(self._unresolved, slide.key)
 
-    def _writer_went(self, name: str) -> None:
-        self._writers.pop(name, None)
-        for lease in [lease for lease in self._leases.values() if self._patients[lease.slide.key[0]].writer == name]:
-            if lease.step in _WITH_LOADER:
-                self._drop(lease)
+    def _worker_of_branch_went(self, role: str, name: str, branch: int) -> None:
+        of = self._branches[branch]
+        if role == "collector":
+            del of.collectors[name]
+            # What it had already given to the writer's socket may not have left it either.
+            for lease in list(self._leases.values()):
+                if branch in lease.deliveries and lease.deliveries[branch].collector == name:
+                    self._lease_again(lease, branch)
+            for patient in self._patients_of(branch):
+                if patient.asking == name:
+                    patient.asking = None
+                    self._advance(patient)
+        elif role == "writer":
+            del of.writers[name]
+            self._writer_went(name, branch)
+        else:
+            publishing = of.publishers.pop(name)
+            if publishing is not None:
+                patient = self._patients[publishing][branch]
+                patient.stage = _Stage.SEALED
+                of.sealed.appendleft(patient)
+
+    def _writer_went(self, name: str, branch: int) -> None:
+        for lease in list(self._leases.values()):
+            if branch not in lease.deliveries or self._patients[lease.slide.key[0]][branch].writer != name:
+                continue
+            if lease.deliveries[branch].step is _Step.WAITING:
+                self._drop(lease, branch)
             else:
-                self._end(lease)
-        for patient in self._patients.values():
+                self._end(lease, branch)
+        for patient in self._patients_of(branch):
             if patient.writer == name and patient.stage in _WITH_WRITER:
                 # Its journal is asked again what it holds, by the writer that opens it next
                 patient.writer, patient.stage, patient.n_closed = None, _Stage.OPENING, 0
                 for slide in patient.slides:
-                    slide.closed = False
-                self._unopened.append(patient.job.patient)
+                    patient.share(slide).closed = False
+                self._branches[branch].unopened.append(patient)
 
     # ---- is_finished
 
@@ -803,24 +827,40 @@ class Scheduler:
         """Ask ``is_finished`` after the next chunk in the order of the plan, if that is committed."""
         if patient.asking is not None or patient.stage is not _Stage.OPEN or self.stopping:
             return
+        collectors = self._branches[patient.branch].collectors
         while not self._all_asked(patient):
             number, chunk = patient.asked
             slide = patient.slides[number]
-            if slide.failed or (slide.plan is not None and chunk >= len(slide.plan)):
+            share = patient.share(slide)
+            if share.failed or (slide.plan is not None and chunk >= len(slide.plan)):
                 patient.asked = (number + 1, 0)
                 continue
-            if slide.plan is not None and chunk in slide.committed and self._collectors:
-                patient.asking = min(self._collectors, key=self._collectors.__getitem__)
-                self._decisions.append(AskFinished(patient.asking, patient.job.patient, self._windows_at(patient)))
+            if slide.plan is not None and chunk in share.committed and collectors:
+                patient.asking = min(collectors, key=collectors.__getitem__)
+                self._decisions.append(AskFinished(patient.asking, patient.number, self._windows_at(patient), patient.branch))
             return
 
     def _all_asked(self, patient: _Patient) -> bool:
         """Whether there is nothing to ask any more."""
-        return not self._ask_finished or patient.stop is not None or patient.asked[0] >= len(patient.slides)
+        asks = self._branches[patient.branch].rules.ask_finished
+        return not asks or patient.stop is not None or patient.asked[0] >= len(patient.slides)
 
-    def _windows_at(self, patient: _Patient) -> int:
+    @staticmethod
+    def _windows_at(patient: _Patient) -> int:
         """The patient's windows up to and with the chunk that is asked about."""
         slide = patient.slides[patient.asked[0]] if patient.asked[0] < len(patient.slides) else None
         if slide is None or slide.plan is None:
             return -1
         return patient.windows_done + slide.plan.n_windows(patient.asked[1])
+
+    # ---- finding things
+
+    def _patient(self, number: int, branch: int) -> _Patient | None:
+        return self._patients.get(number, {}).get(branch)
+
+    def _patients_of(self, branch: int) -> list[_Patient]:
+        return [of_all[branch] for of_all in self._patients.values() if branch in of_all]
+
+    def _delivery(self, lease: int, branch: int) -> _Delivery | None:
+        state = self._leases.get(lease)
+        return None if state is None else state.deliveries.get(branch)

@@ -6,15 +6,17 @@ In: a job, and where its sockets are.  Out: messages to workers.  Knows who is a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from streamwsi.collecting.spec import Shipped
+from streamwsi.pipeline.branch import Branch
 from streamwsi.pipeline.child import ROLES, Role, Startup
+from streamwsi.pipeline.decisions import SlideKey, Suspect
 from streamwsi.pipeline.job import Job
 from streamwsi.pipeline.processes import Processes, Worker
-from streamwsi.pipeline.scheduler import Scheduler, SlideKey, Suspect
+from streamwsi.pipeline.scheduler import Scheduler
 from streamwsi.wire import messages
 from streamwsi.wire.blackbox import make_box
 from streamwsi.wire.channels import Address, ControlServer
@@ -31,40 +33,40 @@ class Workforce:
     def __init__(
         self,
         job: Job,
+        branches: Sequence[Branch],
         processes: Processes,
         control: ControlServer,
         address: Address,
-        lock: int | None,
         slots: SlotsSpec | None,
     ) -> None:
         self._job = job
+        self._branches = branches
         self._processes = processes
         self._control = control
         self._address = address
-        self._lock = lock
         self._slots = slots
         self._workers: dict[str, Worker] = {}
 
     def start_all(self) -> None:
         """Start as many of each role as were asked for."""
-        execution = self._job.execution
-        counts: dict[Role, int] = {  # those first without whom the others have nothing to do
-            "loader": execution.loaders,
-            "writer": execution.writers,
-            "collector": execution.collectors,
-            "publisher": 1,
-        }
-        for role, count in counts.items():
-            for number in range(count):
+        for number in range(self._job.execution.loaders):
+            self._start("loader", number, 1)
+        started: dict[Role, int] = dict.fromkeys(ROLES, 0)
+        roles: tuple[Role, ...] = ("writer", "collector", "publisher")  # those first without whom the others can do nothing
+        for role in roles:
+            for branch, of in enumerate(self._branches):
+                execution = of.job.execution
                 devices = execution.devices if role == "collector" else ()
-                self._start(role, number, 1, devices[number % len(devices)] if devices else None)
+                for place in range({"writer": execution.writers, "collector": execution.collectors}.get(role, 1)):
+                    self._start(role, started[role], 1, branch, devices[place % len(devices)] if devices else None)
+                    started[role] += 1
 
     def replace(self, gone: Worker) -> None:
         """Start another in the place of one that has ended, and let the others know that nobody listens there any more."""
         if gone.endpoint:
             for other in self._workers.values():
                 self.tell(other.name, messages.EndpointGone(gone.endpoint))
-        self._start(gone.role, gone.number, int(gone.name.rpartition(".")[2]) + 1, gone.device)
+        self._start(gone.role, gone.number, int(gone.name.rpartition(".")[2]) + 1, gone.branch, gone.device)
 
     def remove(self, worker: Worker) -> None:
         """A worker has ended."""
@@ -74,9 +76,9 @@ class Workforce:
         """The worker of that name, if it is one of those that live."""
         return self._workers.get(name)
 
-    def of_role(self, role: Role) -> list[Worker]:
-        """The workers of a role."""
-        return [worker for worker in self._workers.values() if worker.role == role]
+    def of_role(self, role: Role, branch: int = 0) -> list[Worker]:
+        """The loaders, or a branch's workers of another role."""
+        return [worker for worker in self._workers.values() if worker.role == role and worker.branch == branch]
 
     def endpoint(self, name: str) -> str:
         """Where a worker takes data."""
@@ -100,29 +102,31 @@ class Workforce:
             if not wait(left):
                 return
 
-    def _start(self, role: Role, number: int, incarnation: int, device: str | None) -> None:
-        job = self._job
+    def _start(self, role: Role, number: int, incarnation: int, branch: int = 0, device: str | None = None) -> None:
         name = f"{role}-{number}.{incarnation}"
+        of = self._branches[branch].job
         shipped: Shipped | None = None
         if role == "loader":
-            options: msgspec.Struct = job.reading
-            shipped = job.shipped_level
+            options: msgspec.Struct = self._job.reading
+            shipped = self._job.shipped_level
         elif role == "collector":
-            options, shipped = msgspec.structs.replace(job.collecting, device=device), job.collector
+            options, shipped = msgspec.structs.replace(of.collecting, device=device), of.collector
         else:
-            options, shipped = job.writing, job.collector if role == "publisher" and job.gathers else None
+            options, shipped = of.writing, of.collector if role == "publisher" and of.gathers else None
+        folders = [own.folder for own in (self._branches if role == "loader" else self._branches[branch : branch + 1])]
+        locks = [None if folder.lock is None else folder.lock.descriptor for folder in folders]
         startup = Startup(
             role=role,
             name=name,
             address=self._address,
             options=msgspec.msgpack.encode(options),
-            level=job.level,
+            level=self._job.level,
             shipped=None if shipped is None else msgspec.msgpack.encode(shipped),
-            lock=self._lock,
+            locks=tuple(lock for lock in locks if lock is not None),
             box=make_box(),
             slots=self._slots if role in ("loader", "collector") else None,
         )
-        self._workers[name] = self._processes.start(startup, number, device)
+        self._workers[name] = self._processes.start(startup, number, branch, device)
 
 
 class Deaths:
@@ -148,29 +152,30 @@ class Deaths:
 
 
 class StallWatch:
-    """Notices a stage that is set up, has work, and has said nothing for too long."""
+    """Notices a stage that is set up, has work, and has said nothing for too long: the loaders, or one of a branch's."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, n_branches: int) -> None:
         now = time.monotonic()
         self._timeout_s = timeout_s
-        self._heard_at = dict.fromkeys(ROLES, now)
-        """When a worker of each role last said something, or had nothing to do."""
+        stages: list[tuple[Role, int]] = [(role, branch) for role in ROLES for branch in range(n_branches)]
+        self._heard_at = {(role, branch): now for role, branch in stages if role != "loader" or branch == 0}
+        """When a worker of each role and branch last said something, or had nothing to do."""
         self._checked_at = now
 
-    def heard(self, role: Role) -> None:
-        """A worker of that role has said something."""
-        self._heard_at[role] = time.monotonic()
+    def heard(self, worker: Worker) -> None:
+        """A worker has said something."""
+        self._heard_at[worker.role, worker.branch] = time.monotonic()
 
-    def stalled(self, scheduler: Scheduler, workforce: Workforce) -> tuple[Role, list[tuple[SlideKey, int]]] | None:
-        """The role that has stalled, and the (slide, chunk) that it was given; None where none has."""
+    def stalled(self, scheduler: Scheduler, workforce: Workforce) -> tuple[Role, int, list[tuple[SlideKey, int]]] | None:
+        """The role and branch that have stalled, and the (slide, chunk) that they were given; None where none have."""
         now = time.monotonic()
         if not self._timeout_s or now - self._checked_at < min(1.0, self._timeout_s / 4):
             return None
         self._checked_at = now
-        for role in ROLES:
-            waiting = scheduler.waiting_for(role)
-            if not waiting or not all(worker.ready for worker in workforce.of_role(role)):
-                self._heard_at[role] = now
-            elif now - self._heard_at[role] > self._timeout_s:
-                return role, waiting
+        for (role, branch), heard_at in self._heard_at.items():
+            waiting = scheduler.waiting_for(role, branch)
+            if not waiting or not all(worker.ready for worker in workforce.of_role(role, branch)):
+                self._heard_at[role, branch] = now
+            elif now - heard_at > self._timeout_s:
+                return role, branch, waiting
         return None

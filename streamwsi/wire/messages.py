@@ -103,6 +103,8 @@ class SendChunk(Message, frozen=True):
     writer: str
     """The writer's endpoint."""
     patient: PatientRef
+    last: bool = True
+    """It is sent to nobody else, and can be forgotten."""
 
 
 class DropChunk(Message, frozen=True):

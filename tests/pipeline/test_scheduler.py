@@ -18,11 +18,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamwsi.pipeline.scheduler import (
+from streamwsi.pipeline.decisions import (
     DEATHS_OF_POISON,
     OPENING,
     AskFinished,
-    ChunkSet,
+    BranchRules,
     CloseSlide,
     Decision,
     Drop,
@@ -33,12 +33,12 @@ from streamwsi.pipeline.scheduler import (
     Publish,
     Read,
     Resolve,
-    Scheduler,
     Seal,
     Send,
     SlideKey,
     Suspect,
 )
+from streamwsi.pipeline.scheduler import ChunkSet, Scheduler
 
 ROLES = ("loader", "collector", "writer", "publisher")
 ONE_EACH = dict.fromkeys(ROLES, 1)
@@ -152,7 +152,7 @@ class World:
     ) -> None:
         self.patients = patients
         self.limits = limits or Limits()
-        self.options = {"ask_finished": ask, "publish_partial": publish_partial, "publish": publish}
+        self.rules = BranchRules(ask, publish_partial, publish)
         self.journals: dict[int, set[SlideKey]] = defaultdict(set)
         """(slide, chunk) of what each patient's journal holds: outlives every worker."""
         self.files: dict[int, set[SlideKey]] = {}
@@ -183,7 +183,7 @@ class World:
         """How many workers ended while they worked on it."""
         todo = [n for n in range(len(self.patients)) if n not in self.files]
         jobs = (PatientJob(number, len(self.patients[number].slides)) for number in todo)
-        self.scheduler = Scheduler(jobs, self.limits, **self.options)
+        self.scheduler = Scheduler(jobs, self.limits, [self.rules])
         self.todo = todo
 
     # ---- workers
@@ -412,12 +412,12 @@ class World:
             self._check_question(decision)
         elif isinstance(decision, Publish):
             assert not any(isinstance(item, Publish) for item in self.workers[decision.publisher].todo)
-            assert self.options["publish_partial"] or not self.failures(decision.patient)
+            assert self.rules.publish_partial or not self.failures(decision.patient)
             self.check_complete(decision.patient, decision.stop)
         elif isinstance(decision, Finished):
             failed = bool(self.failures(decision.patient))
             assert decision.failed == failed
-            published = self.options["publish"] and (self.options["publish_partial"] or not failed)
+            published = self.rules.publish and (self.rules.publish_partial or not failed)
             assert (decision.patient in self.files) == published
             self.check_complete(decision.patient, decision.stop)
 
@@ -469,7 +469,7 @@ class World:
     def check_complete(self, patient: int, stop: SlideKey | None) -> None:
         """Every chunk that counts is in the journal, and the patient was stopped where it should be."""
         if not self.failures(patient):
-            assert stop == (self.patients[patient].stop() if self.options["ask_finished"] else None)
+            assert stop == (self.patients[patient].stop() if self.rules.ask_finished else None)
         for number, slide in enumerate(self.patients[patient].slides):
             if (patient, number) not in self.failed:
                 counts = {(number, chunk) for chunk in range(len(slide)) if stop is None or (number, chunk) <= stop}
@@ -1144,7 +1144,7 @@ def test_of_finished_slides_nothing_is_kept() -> None:
             yield PatientJob(number, 1)
 
     limits = Limits()
-    scheduler = Scheduler(jobs(), limits, ask_finished=True)
+    scheduler = Scheduler(jobs(), limits, [BranchRules(ask_finished=True)])
     for role in ROLES:
         scheduler.worker_came(role, role)
     finished, most_kept, kept_bytes = 0, 0, []

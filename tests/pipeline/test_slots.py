@@ -1,6 +1,8 @@
-"""A slot is touched by one worker at a time, whatever order things happen in, and none is lost."""
+"""A slot is written by one loader at a time and read only after that, whatever order things happen in, and none is lost."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -9,82 +11,108 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from streamwsi.pipeline.slots import Slots
 
 COUNT = 3
-LOADERS, COLLECTORS = ("loader-0", "loader-1"), ("collector-0", "collector-1")
+LOADERS, COLLECTORS = ("loader-0", "loader-1"), ("collector-0", "collector-1", "collector-2")
+
+
+@dataclass(eq=False)
+class Chunk:
+    """A chunk in a slot, and who may touch it."""
+
+    lease: int
+    slot: int
+    loader: str
+    skipped: bytes = b""
+    writes: bool = True
+    """Its loader may still write."""
+    to_send: int = 2
+    """How many collectors are still to have it."""
+    readers: set[str] = field(default_factory=set)
+
+    @property
+    def used(self) -> bool:
+        return self.writes or self.to_send > 0 or bool(self.readers)
 
 
 class SlotsMachine(RuleBasedStateMachine):
-    """Loaders that fill slots, collectors that work on them, deaths of either, and chunks that nobody wants any more.
+    """Loaders that fill slots, collectors of two branches that work on them, deaths of either, and chunks that nobody wants.
 
     The model is who may touch which slot; the worker that does so says what it has done some time later, or ends.
     """
 
-    reading, filled, collecting = Bundle("reading"), Bundle("filled"), Bundle("collecting")
+    chunks = Bundle("chunks")
 
     def __init__(self) -> None:
         super().__init__()
         self.slots = Slots(COUNT)
         self.next_lease = 0
-        self.touched: dict[int, str] = {}
-        """Who may touch a slot, by slot."""
+        self.known: list[Chunk] = []
 
-    @rule(target=reading, loader=st.sampled_from(LOADERS))
-    def read(self, loader: str) -> object:
+    @rule(target=chunks, loader=st.sampled_from(LOADERS), to_send=st.integers(1, 2))
+    def read(self, loader: str, to_send: int) -> object:
         lease, self.next_lease = self.next_lease, self.next_lease + 1
         slot = self.slots.take(lease, loader)
-        assert (slot is None) == (len(self.touched) == COUNT)
+        used = [chunk.slot for chunk in self.known if chunk.used]
+        assert (slot is None) == (len(used) == COUNT)
         if slot is None:
             return multiple()
-        assert slot not in self.touched
-        self.touched[slot] = loader
-        return lease, slot, loader
+        assert slot not in used
+        chunk = Chunk(lease, slot, loader, to_send=to_send)
+        self.known.append(chunk)
+        return chunk
 
-    @rule(target=filled, held=consumes(reading), skipped=st.sampled_from([b"", b"\0\1"]))
-    def fill(self, held: tuple[int, int, str], skipped: bytes) -> object:
-        lease, slot, loader = held
-        if self.touched.get(slot) != loader or self.slots.slot_of(lease) != slot:
-            return multiple()  # the loader has ended meanwhile
-        self.slots.filled(lease, skipped)
-        return lease, slot, loader, skipped
+    @rule(chunk=chunks, skipped=st.sampled_from([b"", b"\0\1"]))
+    def is_filled(self, chunk: Chunk, skipped: bytes) -> None:
+        if chunk.writes:
+            self.slots.filled(chunk.lease, skipped)
+            chunk.writes, chunk.skipped = False, skipped
 
-    @rule(target=collecting, held=consumes(filled), collector=st.sampled_from(COLLECTORS))
-    def send(self, held: tuple[int, int, str, bytes], collector: str) -> object:
-        lease, slot, _, skipped = held
-        if self.slots.slot_of(lease) != slot:
-            return multiple()
-        assert self.slots.pass_on(lease, collector) == skipped
-        self.touched[slot] = collector
-        return lease, slot, collector
+    @rule(chunk=chunks)
+    def cannot_be_read(self, chunk: Chunk) -> None:
+        if chunk.writes:
+            self.slots.unread(chunk.lease)
+            chunk.writes, chunk.to_send = False, 0
 
-    @rule(held=filled)
-    def drop_what_is_filled(self, held: tuple[int, int, str, bytes]) -> None:
-        lease, slot, loader, _ = held
-        if self.slots.slot_of(lease) == slot and self.touched.get(slot) == loader:
-            self.slots.drop(lease)
-            del self.touched[slot]
+    @rule(chunk=chunks, collector=st.sampled_from(COLLECTORS))
+    def is_sent(self, chunk: Chunk, collector: str) -> None:
+        if not chunk.writes and chunk.to_send and collector not in chunk.readers:
+            chunk.to_send -= 1
+            assert self.slots.slot_of(chunk.lease) == chunk.slot
+            assert self.slots.pass_on(chunk.lease, collector, last=not chunk.to_send) == chunk.skipped
+            chunk.readers.add(collector)
 
-    @rule(held=reading)
-    def drop_what_is_being_read(self, held: tuple[int, int, str]) -> None:
-        lease, slot, _ = held
-        if self.slots.slot_of(lease) == slot:
-            self.slots.drop(lease)
-            assert self.slots.slot_of(lease) == slot  # its loader does not know yet
+    @rule(chunk=chunks)
+    def is_not_to_be_sent_any_more(self, chunk: Chunk) -> None:
+        self.slots.drop(chunk.lease)
+        chunk.to_send = 0
 
-    @rule(held=st.one_of(consumes(reading), consumes(collecting)))
-    def done(self, held: tuple[int, int, str]) -> None:
-        lease, slot, holder = held
-        if self.slots.slot_of(lease) == slot:
-            assert self.touched.pop(slot) == holder
-        self.slots.give_back(lease)
-        self.slots.give_back(lease)
+    @rule(chunk=chunks, collector=st.sampled_from(COLLECTORS))
+    def is_given_back(self, chunk: Chunk, collector: str) -> None:
+        self.slots.give_back(chunk.lease, collector)
+        self.slots.give_back(chunk.lease, collector)
+        chunk.readers.discard(collector)
 
     @rule(name=st.sampled_from([*LOADERS, *COLLECTORS]))
     def worker_ends(self, name: str) -> None:
         self.slots.holder_went(name)
-        self.touched = {slot: holder for slot, holder in self.touched.items() if holder != name}
+        for chunk in self.known:
+            chunk.readers.discard(name)
+            if chunk.loader == name:
+                chunk.writes, chunk.to_send = False, 0
+
+    @rule(chunk=consumes(chunks))
+    def is_forgotten(self, chunk: Chunk) -> None:
+        """Late words about a slot that has passed to another chunk do no harm: leases are not used again."""
+        if not chunk.used:
+            assert self.slots.slot_of(chunk.lease) is None
+            self.slots.filled(chunk.lease, b"")
+            self.slots.unread(chunk.lease)
+            self.slots.drop(chunk.lease)
 
     @invariant()
-    def no_slot_is_lost(self) -> None:
-        assert len(self.slots) + len(self.touched) == COUNT
+    def no_slot_is_lost_and_none_is_free_that_is_used(self) -> None:
+        used = [chunk for chunk in self.known if chunk.used]
+        assert len(self.slots) + len(used) == COUNT
+        assert all(self.slots.slot_of(chunk.lease) == chunk.slot for chunk in used)
 
 
 TestSlots = SlotsMachine.TestCase
@@ -96,5 +124,6 @@ def test_there_is_no_slot_where_there_are_none() -> None:
     assert slots.take(1, "loader-0") is None
     slots.filled(1, b"")
     slots.drop(1)
-    slots.give_back(1)
+    slots.unread(1)
+    slots.give_back(1, "collector-0")
     assert slots.slot_of(1) is None

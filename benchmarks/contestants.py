@@ -129,13 +129,32 @@ def stream(
     loader = sw.SlidingWindowLoader(sw.Dataset.from_paths(slides), kernel, stride, reader=reader)
     with tempfile.TemporaryDirectory(prefix="bench-") as out:
         writer = sw.HDF5StreamWriter(out)
-        pipeline = sw.Pipeline(loader, collector or Touch(), writer, collectors=collectors, quiet=True)
         begun = time.perf_counter()
-        report = pipeline.run()
+        report = (collector or Touch()).start_collecting(loader, writer, collectors=collectors, quiet=True)
         seconds = time.perf_counter() - begun
     if report.exit_code:
         raise RuntimeError(f"streamwsi did not finish: {report.failed_slides[0].reason}")
     return Timing(seconds, report.windows, sum(_level_px(path) for path in slides), _of_report(report))
+
+
+def stream_to_several(slide: Path, kernel: int, stride: int, collectors: dict[str, sw.StreamCollector]) -> Timing:
+    """A whole run with several collectors on one stream."""
+    loader = sw.SlidingWindowLoader(sw.Dataset.from_paths([slide]), kernel, stride)
+    with tempfile.TemporaryDirectory(prefix="bench-") as out:
+        pipeline = sw.Pipeline(loader, collectors, sw.HDF5StreamWriter(out), quiet=True)
+        begun = time.perf_counter()
+        reports = pipeline.run()
+        seconds = time.perf_counter() - begun
+    if not isinstance(reports, dict):
+        raise TypeError("several collectors have a report each")
+    first = next(iter(reports.values()))
+    return Timing(seconds, first.windows, _level_px(slide), _of_report(first))
+
+
+def stream_apart(slide: Path, kernel: int, stride: int, collectors: dict[str, sw.StreamCollector]) -> Timing:
+    """The same collectors, each in a run of its own, one after the other."""
+    timings = [stream([slide], kernel, stride, collector=collector) for collector in collectors.values()]
+    return Timing(sum(timing.seconds for timing in timings), timings[0].windows, timings[0].unique_px)
 
 
 def _of_report(report: sw.Report) -> dict[str, Any]:

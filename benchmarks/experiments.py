@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import streamwsi as sw
-from benchmarks.collectors import Device, Features
+from benchmarks.collectors import Device, Features, Touch
 from benchmarks.contestants import (
     HAS_TORCH,
     data_loader,
@@ -21,6 +21,8 @@ from benchmarks.contestants import (
     openslide_loop,
     queue_transport,
     stream,
+    stream_apart,
+    stream_to_several,
 )
 from benchmarks.measure import Outcome, Row, Spread, Timing, best, interleaved, mpx_per_s, ratio, without
 from benchmarks.profile import Profile, profile_run
@@ -175,6 +177,20 @@ def features(setting: Setting) -> Outcome:
     return Outcome([Row("7", "1024 float32 per window to HDF5 ÷ the mean collector", value, aim=0.8)], taken)
 
 
+def several(setting: Setting) -> Outcome:
+    """Two collectors on one stream, and each in a run of its own."""
+    large = setting.slides.large
+    collectors: dict[str, sw.StreamCollector] = {"touch": Touch(), "features": Features()}
+    contestants = {
+        "one stream": partial(stream_to_several, large, 256, 256, collectors),
+        "two runs": partial(stream_apart, large, 256, 256, collectors),
+    }
+    taken = setting.race(contestants, large)
+    seconds = Spread.of([one.seconds / two.seconds for one, two in zip(taken["one stream"], taken["two runs"], strict=True)])
+    row = Row("12", "two collectors on one stream ÷ two runs, time", seconds, aim=0.6, at_most=True)
+    return Outcome([row, *_tiles_row("two collectors", taken["one stream"])], taken)
+
+
 def scheduler(setting: Setting) -> Outcome:
     """The scheduler, without a pipeline."""
     n_slides = 1000 if setting.brief else 10_000
@@ -240,5 +256,5 @@ def profile(setting: Setting) -> Outcome:
 
 EXPERIMENTS: dict[str, Callable[[Setting], Outcome]] = {
     experiment.__name__: experiment
-    for experiment in (throughput, overlap, tiles, many, devices, features, scheduler, memory, startup, profile)
+    for experiment in (throughput, overlap, tiles, many, devices, several, features, scheduler, memory, startup, profile)
 }

@@ -38,11 +38,12 @@ class OutputFolder:
         self.layout = layout
         self.warnings: list[str] = []
         folder = layout.folder
-        made = _make_folder(folder, "output folder")
+        self._made = _make_folder(folder, "output folder")
+        """Folders that were not there before, the deepest first."""
         self.lock: FolderLock | None = None
         try:
             if layout.journals_lie_elsewhere:
-                made = [*_make_folder(layout.journal_dir, "folder of the journals"), *made]
+                self._made = [*_make_folder(layout.journal_dir, "folder of the journals"), *self._made]
             with disk_errors(folder / ".lock"):
                 self.lock = FolderLock(folder / ".lock")
             if overwrite:
@@ -68,12 +69,7 @@ class OutputFolder:
             self.run.write(layout)
             _remove_journals_of_published(layout)
         except BaseException as error:
-            self.close()
-            if folder in made:
-                for path in (folder / ".lock", layout.run_file):
-                    path.unlink(missing_ok=True)
-            for path in made:
-                path.rmdir()
+            self.abandon()
             if isinstance(error, DiskError):
                 raise OutputError(str(error)) from error
             raise
@@ -101,6 +97,16 @@ class OutputFolder:
         """Let the folder go."""
         if self.lock is not None:
             self.lock.close()
+
+    def abandon(self) -> None:
+        """Let the folder go before anything was written into it; if it is new, it is removed."""
+        self.close()
+        if self.layout.folder in self._made:
+            for path in (self.layout.folder / ".lock", self.layout.run_file):
+                path.unlink(missing_ok=True)
+        for path in self._made:
+            with contextlib.suppress(OSError):  # another folder of this run lies in it, and goes with that
+                path.rmdir()
 
     def __enter__(self) -> OutputFolder:
         return self

@@ -199,7 +199,7 @@ class Pipeline:
         if self._execution.transport == "tcp":
             bindable(self._execution.tcp_host)
         with ExitStack() as stack:
-            folders = [stack.enter_context(self._folder(part)) for part in self._parts]
+            folders = self._folders(stack)
             job = Job(
                 dataset=loader.dataset,
                 reading=self._reading(),
@@ -215,6 +215,18 @@ class Pipeline:
         if self._parts[0].name is None:
             return reports[0]
         return {str(part.name): report for part, report in zip(self._parts, reports, strict=True)}
+
+    def _folders(self, stack: ExitStack) -> list[OutputFolder]:
+        """A folder for each collector, or none at all."""
+        folders: list[OutputFolder] = []
+        try:
+            for part in self._parts:
+                folders.append(stack.enter_context(self._folder(part)))
+        except Exception:
+            for folder in reversed(folders):
+                folder.abandon()
+            raise
+        return folders
 
     def _folder(self, part: _Part) -> OutputFolder:
         above = Layout.of(self._writer.options)

@@ -155,6 +155,13 @@ def test_a_folder_of_one_collector_is_not_made_one_of_several(one_patient: sw.Da
         several(one_patient, tmp_path, BOTH)
 
 
+def test_where_the_folder_of_one_is_refused_nothing_is_left_of_the_others(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    several(one_patient, tmp_path / "out" / "corners", sw.MeanCollector())
+    with pytest.raises(sw.OutputError, match="its collector is"):
+        several(one_patient, tmp_path / "out", BOTH)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["corners"]
+
+
 # ---- failures
 
 

@@ -19,7 +19,13 @@ from streamwsi._version import __version__
 if TYPE_CHECKING:
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
-    from streamwsi.collecting.ready_made import HematoxylinCollector, MeanCollector
+    from streamwsi.collecting.ready_made import (
+        FocusCollector,
+        HematoxylinCollector,
+        MeanCollector,
+        StainCollector,
+        TissueCollector,
+    )
     from streamwsi.collecting.tensors import as_tensor
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
@@ -49,7 +55,13 @@ if TYPE_CHECKING:
 _WHERE = {
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
-    "collecting.ready_made": ("HematoxylinCollector", "MeanCollector"),
+    "collecting.ready_made": (
+        "FocusCollector",
+        "HematoxylinCollector",
+        "MeanCollector",
+        "StainCollector",
+        "TissueCollector",
+    ),
     "collecting.tensors": ("as_tensor",),
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (

@@ -23,7 +23,7 @@ import cloudpickle
 import msgspec
 
 from streamwsi.collecting.collector import StreamCollector
-from streamwsi.collecting.ready_made import READY_MADE, ready_made
+from streamwsi.collecting.ready_made import READY_MADE
 from streamwsi.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
         if name not in READY_MADE:
             known = ", ".join(sorted(READY_MADE))
             raise ConfigError(f"there is no collector {name!r}; there are {known}, or your own as my_model.py:MyCollector")
-        return _given(ready_made(name, **arguments), arguments)
+        return _made(name, READY_MADE[name], arguments)
     source, _, class_name = name.rpartition(":")
     if source.endswith(".py"):
         if not Path(source).is_file():
@@ -83,13 +83,14 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
             f"collector {name!r}: {source} has no subclass of StreamCollector called {class_name!r}; "
             f"it has {', '.join(there) or 'none at all'}"
         )
+    return _made(name, found, arguments)
+
+
+def _made(name: str, kind: type[StreamCollector], arguments: dict[str, Any]) -> StreamCollector:
     try:
-        return _given(found(**arguments), arguments)
+        collector = kind(**arguments)
     except TypeError as error:
         raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
-
-
-def _given(collector: StreamCollector, arguments: dict[str, Any]) -> StreamCollector:
     collector.given_arguments = arguments
     return collector
 

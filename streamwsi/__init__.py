@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from streamwsi.geometry import Window, Windows
+    from streamwsi.loading.level_at_mpp import LevelAtMpp
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
@@ -78,6 +79,7 @@ _WHERE = {
         "WorkerDied",
     ),
     "geometry": ("Window", "Windows"),
+    "loading.level_at_mpp": ("LevelAtMpp",),
     "loading.sliding_window": ("SlidingWindowLoader",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),

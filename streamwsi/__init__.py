@@ -19,6 +19,7 @@ from streamwsi._version import __version__
 if TYPE_CHECKING:
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
+    from streamwsi.collecting.models import ExportedProgramCollector, ModelCollector, TorchScriptCollector
     from streamwsi.collecting.ready_made import (
         FocusCollector,
         HematoxylinCollector,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         DiskError,
         Interrupted,
         MapError,
+        ModelError,
         OutputError,
         RunError,
         SlideError,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
+    "collecting.models": ("ExportedProgramCollector", "ModelCollector", "TorchScriptCollector"),
     "collecting.ready_made": (
         "FocusCollector",
         "HematoxylinCollector",
@@ -72,6 +75,7 @@ _WHERE = {
         "DiskError",
         "Interrupted",
         "MapError",
+        "ModelError",
         "OutputError",
         "RunError",
         "SlideError",

@@ -23,6 +23,7 @@ import cloudpickle
 import msgspec
 
 from streamwsi.collecting.collector import StreamCollector
+from streamwsi.collecting.models import MODELS, ModelCollector
 from streamwsi.collecting.ready_made import READY_MADE
 from streamwsi.errors import ConfigError
 
@@ -56,7 +57,8 @@ def unship(shipped: Shipped) -> Any:
 
 
 def find_collector(name: str, arguments: dict[str, Any] | None = None) -> StreamCollector:
-    """A collector by its ready-made name, ``file.py:Class`` or ``package.module:Class``.
+    """A collector by its ready-made name, as a model's file (``torchscript:model.pt``, ``export:model.pt2``), or as a class:
+    ``file.py:Class`` or ``package.module:Class``.
 
     Raises ConfigError when there is none, saying which there are.
     """
@@ -64,8 +66,14 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
     if ":" not in name:
         if name not in READY_MADE:
             known = ", ".join(sorted(READY_MADE))
-            raise ConfigError(f"there is no collector {name!r}; there are {known}, or your own as my_model.py:MyCollector")
+            raise ConfigError(
+                f"there is no collector {name!r}; there are {known}, a model as torchscript:model.pt or export:model.pt2, or "
+                "your own as my_model.py:MyCollector"
+            )
         return _made(name, READY_MADE[name], arguments)
+    kind, _, path = name.partition(":")
+    if kind in MODELS:
+        return _model(name, MODELS[kind], path, arguments)
     source, _, class_name = name.rpartition(":")
     if source.endswith(".py"):
         if not Path(source).is_file():
@@ -93,6 +101,14 @@ def _made(name: str, kind: type[StreamCollector], arguments: dict[str, Any]) -> 
         raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
     collector.given_arguments = arguments
     return collector
+
+
+def _model(name: str, kind: type[ModelCollector], path: str, arguments: dict[str, Any]) -> ModelCollector:
+    """A model says itself which of its arguments decide the results; where its files lie does not."""
+    try:
+        return kind(path, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
 
 
 def load_file(path: Path) -> ModuleType:
@@ -124,8 +140,8 @@ _loaded_files: list[str] = []
 def collector_name(collector: StreamCollector) -> str:
     """What a collector is called in reports: its class's name, with its module's where that is importable."""
     kind = type(collector)
-    for name, ready in READY_MADE.items():
-        if kind is ready:
+    for name, known in {**READY_MADE, **MODELS}.items():
+        if kind is known:
             return name
     return kind.__qualname__.replace("<locals>.", "")
 

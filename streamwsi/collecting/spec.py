@@ -13,8 +13,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import cloudpickle
 import msgspec
 
 from streamwsi.collecting.collector import StreamCollector
-from streamwsi.collecting.models import MODELS, ModelCollector
+from streamwsi.collecting.models import MODELS
 from streamwsi.collecting.ready_made import READY_MADE
 from streamwsi.errors import ConfigError
 
@@ -70,10 +71,10 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
                 f"there is no collector {name!r}; there are {known}, a model as torchscript:model.pt or export:model.pt2, or "
                 "your own as my_model.py:MyCollector"
             )
-        return _made(name, READY_MADE[name], arguments)
+        return _given(_made(name, READY_MADE[name], arguments), arguments)
     kind, _, path = name.partition(":")
-    if kind in MODELS:
-        return _model(name, MODELS[kind], path, arguments)
+    if kind in MODELS:  # which says itself what of its arguments decides the results: where its files lie does not
+        return _made(name, partial(MODELS[kind], path), arguments)
     source, _, class_name = name.rpartition(":")
     if source.endswith(".py"):
         if not Path(source).is_file():
@@ -91,24 +92,19 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
             f"collector {name!r}: {source} has no subclass of StreamCollector called {class_name!r}; "
             f"it has {', '.join(there) or 'none at all'}"
         )
-    return _made(name, found, arguments)
+    return _given(_made(name, found, arguments), arguments)
 
 
-def _made(name: str, kind: type[StreamCollector], arguments: dict[str, Any]) -> StreamCollector:
+def _made(name: str, make: Callable[..., StreamCollector], arguments: dict[str, Any]) -> StreamCollector:
     try:
-        collector = kind(**arguments)
+        return make(**arguments)
     except TypeError as error:
         raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
+
+
+def _given(collector: StreamCollector, arguments: dict[str, Any]) -> StreamCollector:
     collector.given_arguments = arguments
     return collector
-
-
-def _model(name: str, kind: type[ModelCollector], path: str, arguments: dict[str, Any]) -> ModelCollector:
-    """A model says itself which of its arguments decide the results; where its files lie does not."""
-    try:
-        return kind(path, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
 
 
 def load_file(path: Path) -> ModuleType:

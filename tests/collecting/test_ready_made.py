@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 import streamwsi as sw
 from streamwsi.chunks import Batch
-from streamwsi.collecting.ready_made import READY_MADE, ready_made
+from streamwsi.collecting.ready_made import READY_MADE
 from streamwsi.collecting.ready_made.blocks import BLOCK_PX, blocks
 from streamwsi.collecting.spec import find_collector
 from streamwsi.errors import ConfigError
@@ -30,7 +30,7 @@ def batch_of(pixels: np.ndarray) -> Batch:
 
 def values(name: str, pixels: Any, **arguments: Any) -> np.ndarray:
     """(n, m): what the collector called `name` makes of (n, height, width, 3)."""
-    collector = ready_made(name, **arguments)
+    collector = READY_MADE[name](**arguments)
     collector.setup()
     found = np.asarray(collector.process(batch_of(np.ascontiguousarray(pixels, np.uint8))))
     collector.teardown()
@@ -51,7 +51,7 @@ def tiles() -> np.ndarray:
 @pytest.mark.parametrize("name", READY_MADE)
 def test_every_ready_made_collector_keeps_the_contract(name: str, tiles: np.ndarray) -> None:
     found = values(name, tiles)
-    assert found.dtype.kind in "biuf" and found.shape == (len(tiles), len(ready_made(name).columns or ()))
+    assert found.dtype.kind in "biuf" and found.shape == (len(tiles), len(READY_MADE[name]().columns or ()))
     assert np.isfinite(found).all()
 
 
@@ -71,7 +71,7 @@ def test_a_windows_value_depends_on_that_window_alone(name: str, height: int, wi
 @pytest.mark.parametrize("name", READY_MADE)
 def test_memory_does_not_grow_with_the_batch(name: str) -> None:
     pixels = np.zeros((6, 1024, 1024, 3), np.uint8)
-    collector, batch = ready_made(name), batch_of(pixels)
+    collector, batch = READY_MADE[name](), batch_of(pixels)
     tracemalloc.start()
     try:
         collector.process(batch)

@@ -188,8 +188,8 @@ class ExportedProgramCollector(ModelCollector):
 
 
 _COLLECTOR_OF: dict[Kind, Callable[[Path], str]] = {
-    "torchscript": lambda path: f"it is a TorchScript program: use torchscript:{path.name}, sw.TorchScriptCollector",
-    "export": lambda path: f"it is a program of torch.export: use export:{path.name}, sw.ExportedProgramCollector",
+    "torchscript": lambda path: f"it is a TorchScript program: use torchscript:{path}, sw.TorchScriptCollector",
+    "export": lambda path: f"it is a program of torch.export: use export:{path}, sw.ExportedProgramCollector",
     "weights": lambda path: (
         "it holds what torch.save wrote, weights or a pickled object, and no program: save one with "
         "torch.jit.script(model).save(…) or torch.export.save(…)"

@@ -108,9 +108,9 @@ def load_exported(path: Path, device: torch.device) -> LoadedModel:
     """The program that ``torch.export`` saved in a file. Raises ModelError where PyTorch cannot load it, or it takes more
     than pixels.
     """
-    from torch.export.passes import move_to_device_pass
-
     try:
+        from torch.export.passes import move_to_device_pass  # early versions have no such
+
         with path.open("rb") as file:  # by its path it would have to end in .pt2
             program = torch.export.load(file)
         program = move_to_device_pass(program, device)

@@ -5,8 +5,6 @@ In: batches.  Out: a few numbers per window, which depend on that window alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.ready_made.focus import FocusCollector
 from streamwsi.collecting.ready_made.hematoxylin import HematoxylinCollector
@@ -21,7 +19,6 @@ __all__ = [
     "MeanCollector",
     "StainCollector",
     "TissueCollector",
-    "ready_made",
 ]
 
 READY_MADE: dict[str, type[StreamCollector]] = {
@@ -32,8 +29,3 @@ READY_MADE: dict[str, type[StreamCollector]] = {
     "focus": FocusCollector,
 }
 """By the names that the command line knows."""
-
-
-def ready_made(name: str, **arguments: Any) -> StreamCollector:
-    """The ready-made collector called `name`; KeyError where there is none."""
-    return READY_MADE[name](**arguments)

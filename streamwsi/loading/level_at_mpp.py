@@ -27,8 +27,8 @@ class LevelAtMpp:
     tolerance
         How far off the level may be, as a share of `mpp`, in x and in y: 0.1 is 10 %.
 
-    Windows are pixels of that level, as they are: nothing is resampled, so that a slide none of whose levels is near enough
-    fails, with what its levels have; the others go on.
+    Windows are pixels of that level, as they are. Nothing is resampled to the resolution asked for, not yet: a slide none of
+    whose levels is near enough fails, with what its levels have; the others go on.
 
     Raises ConfigError naming the value that cannot work.
     """
@@ -58,7 +58,11 @@ class LevelAtMpp:
         off = [max(abs(x * down / self.mpp - 1), abs(y * down / self.mpp - 1)) for down in slide.level_downsamples]
         nearest = off.index(min(off))
         if off[nearest] > self.tolerance:
-            levels = ", ".join(f"level {number} {x * down:.4g}" for number, down in enumerate(slide.level_downsamples))
+            sides = (x,) if f"{x:.4g}" == f"{y:.4g}" else (x, y)
+            levels = ", ".join(
+                f"level {number} {' × '.join(f'{side * down:.4g}' for side in sides)}"
+                for number, down in enumerate(slide.level_downsamples)
+            )
             absurd = not _PLAUSIBLE_MPP[0] <= x <= _PLAUSIBLE_MPP[1]
             raise SlideError(
                 f"{slide.path} has no level within {100 * self.tolerance:g} % of {self.mpp:g} µm/px; it has {levels} µm/px"

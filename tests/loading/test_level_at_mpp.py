@@ -55,7 +55,7 @@ def test_what_is_taken_is_within_the_tolerance_and_nothing_is_nearer(
 
 
 def test_both_axes_must_be_near() -> None:
-    with pytest.raises(sw.SlideError, match=r"no level within 10 % of 0\.5"):
+    with pytest.raises(sw.SlideError, match=r"no level within 10 % of 0\.5 µm/px; it has level 0 0\.5 × 0\.6 µm/px"):
         sw.LevelAtMpp(0.5)(slide((0.5, 0.6), 1.0))
 
 

@@ -26,11 +26,10 @@ _NAMED = re.compile(r"([\w-]+)=(.*)", re.DOTALL)
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a command with an option for every field of a job, and the argument SLIDES."""
     for name in reversed(Job.__struct_fields__):
-        command = (
-            click.argument("slides", nargs=-1, required=True)(command)
-            if name == "slides"
-            else click.option(*_declared(name), **_option(name))(command)
-        )
+        if name == "slides":
+            command = click.argument("slides", nargs=-1, required=True)(command)
+        else:
+            command = click.option(option_name(name), name, **_option(name))(command)
     return command
 
 
@@ -95,7 +94,7 @@ def _split_spec(text: str) -> tuple[str | None, str]:
 
 def _value(field: str, text: str) -> Any:
     if field == "devices":
-        return [name.strip() for name in text.split(",")]
+        return [name.strip() for name in text.split(",") if name.strip()]
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 
@@ -111,10 +110,6 @@ def _arguments(given: Iterable[str]) -> dict[str, Any]:
         except msgspec.DecodeError:
             arguments[name] = value
     return arguments
-
-
-def _declared(field: str) -> list[str]:
-    return [option_name(field), field]
 
 
 def _option(field: str) -> dict[str, Any]:

@@ -185,28 +185,21 @@ def _sockets() -> Looked:
 
 
 def _gpu() -> Looked:
-    if _pytorch_is_there():
-        return _torch()
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return ok("none was found; PyTorch is not installed")
-    done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=_SLOW_ANSWER_S, check=False)
-    if done.returncode:
-        return note(f"nvidia-smi: {(done.stdout + done.stderr).strip()}", "collectors can do without a GPU")
-    names = ", ".join(line.partition(" (UUID")[0] for line in done.stdout.splitlines())
-    return note(f"{names}; PyTorch is not installed", "if collectors are to use it: python -m pip install torch")
-
-
-def _pytorch_is_there() -> bool:
-    return importlib.util.find_spec("torch") is not None
-
-
-def _torch() -> Looked:
-    """Each device adds up a few numbers."""
+    """What PyTorch can use, if it is installed; and what the driver's own tool sees."""
+    seen = _seen_by_driver()
+    if not _pytorch_is_there():
+        if seen is None:
+            return ok("none was found; PyTorch is not installed")
+        return note(f"{seen}; PyTorch is not installed", "if collectors are to use it: python -m pip install torch")
     import torch
 
     said = f"PyTorch {torch.__version__}"
     if not torch.cuda.is_available():
-        return ok(f"none that it can use; {said}")
+        if seen is None:
+            return ok(f"none was found; {said}")
+        return note(
+            f"{seen}, but {said} can use none", "install the PyTorch that is built for this driver, or do without a GPU"
+        )
     names = []
     for number in range(torch.cuda.device_count()):
         device = f"cuda:{number}"
@@ -215,6 +208,20 @@ def _torch() -> Looked:
             return wrong(f"{device} adds 1000 ones up to {total}; {said}", f"leave {device} out of --devices")
         names.append(f"{device} {torch.cuda.get_device_name(number)}")
     return ok(f"{', '.join(names)}; {said}")
+
+
+def _pytorch_is_there() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def _seen_by_driver() -> str | None:
+    """What nvidia-smi says; None where there is none, or it finds nothing."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return None
+    done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=_SLOW_ANSWER_S, check=False)
+    if done.returncode:
+        return f"nvidia-smi: {(done.stdout + done.stderr).strip()}"
+    return ", ".join(line.partition(" (UUID")[0] for line in done.stdout.splitlines()) or None
 
 
 def _mb(size: float) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,21 +204,40 @@ def test_a_temporary_folder_that_cannot_hold_sockets_is_wrong(monkeypatch):
     assert "TMPDIR" in str(finding.remedy)
 
 
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a tool of the graphics driver on the path, which does what it is told."""
+
+    def install(script: str) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
 @pytest.mark.parametrize(
-    ("script", "state", "said"),
+    ("script", "said"),
     [
-        ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", "note", "GPU 0: NVIDIA H100; PyTorch is not installed"),
-        ("echo 'no driver' >&2; exit 9", "note", "nvidia-smi: no driver"),
+        ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", "GPU 0: NVIDIA H100; PyTorch is not installed"),
+        ("echo 'no driver' >&2; exit 9", "nvidia-smi: no driver; PyTorch is not installed"),
     ],
 )
-def test_without_pytorch_the_driver_s_tool_is_asked(tmp_path, monkeypatch, script, state, said):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def test_without_pytorch_the_driver_s_tool_is_asked(driver, monkeypatch, script, said):
+    driver(script)
     monkeypatch.setattr(machine, "_pytorch_is_there", lambda: False)
     finding = found(machine_checks())["GPU"]
-    assert (finding.state, finding.said) == (state, said)
+    assert (finding.state, finding.said) == ("note", said)
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_a_note(driver, monkeypatch):
+    driver("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'")
+    torch = SimpleNamespace(__version__="2.0", cuda=SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(machine, "_pytorch_is_there", lambda: True)
+    finding = found(machine_checks())["GPU"]
+    assert (finding.state, finding.said) == ("note", "GPU 0: NVIDIA H100, but PyTorch 2.0 can use none")
 
 
 # a folder

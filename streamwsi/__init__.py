@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from streamwsi.collecting.tensors import as_tensor
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
+        AnnotationError,
         CollectorError,
         ConfigError,
         DatasetError,
         DiskError,
         Interrupted,
         MapError,
+        MaskError,
         ModelError,
         OutputError,
         RunError,
@@ -51,6 +53,13 @@ if TYPE_CHECKING:
     from streamwsi.maps.render import render, render_all
     from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.pipeline.report import Report
+    from streamwsi.regions.annotations import read_annotations
+    from streamwsi.regions.geojson import write_geojson
+    from streamwsi.regions.mask import Mask
+    from streamwsi.regions.mask_files import read_mask
+    from streamwsi.regions.polygon_mask import PolygonMask
+    from streamwsi.regions.region import Region, nested_as_holes
+    from streamwsi.regions.tissue import TissueMask
     from streamwsi.slides.reader import open_slide
     from streamwsi.verification import verify
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
@@ -69,12 +78,14 @@ _WHERE = {
     "collecting.tensors": ("as_tensor",),
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (
+        "AnnotationError",
         "CollectorError",
         "ConfigError",
         "DatasetError",
         "DiskError",
         "Interrupted",
         "MapError",
+        "MaskError",
         "ModelError",
         "OutputError",
         "RunError",
@@ -90,6 +101,13 @@ _WHERE = {
     "maps.render": ("render", "render_all"),
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),
+    "regions.annotations": ("read_annotations",),
+    "regions.geojson": ("write_geojson",),
+    "regions.mask": ("Mask",),
+    "regions.mask_files": ("read_mask",),
+    "regions.polygon_mask": ("PolygonMask",),
+    "regions.region": ("Region", "nested_as_holes"),
+    "regions.tissue": ("TissueMask",),
     "slides.reader": ("open_slide",),
     "verification": ("verify",),
     "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter"),

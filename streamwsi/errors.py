@@ -53,6 +53,14 @@ class MapError(StreamwsiError, ValueError):
     """Pieces cannot be read back or placed on a map."""
 
 
+class MaskError(StreamwsiError, ValueError):
+    """A mask cannot be used: it is not what a mask must be, or does not fit the slide."""
+
+
+class AnnotationError(StreamwsiError, ValueError):
+    """Annotations cannot be read or used: the file is not of its format, or a region in it is no area."""
+
+
 class RunError(StreamwsiError, RuntimeError):
     """The run was broken off; what was committed stays."""
 

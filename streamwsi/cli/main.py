@@ -22,6 +22,7 @@ from streamwsi.cli.doctor import doctor
 from streamwsi.cli.heatmap import heatmap
 from streamwsi.cli.info import info
 from streamwsi.cli.keys import keys
+from streamwsi.cli.mask import mask
 from streamwsi.cli.render import render
 from streamwsi.cli.run import run
 from streamwsi.cli.verify import verify
@@ -34,7 +35,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, run, info, render, verify, keys, doctor, demo):
+for command in (heatmap, run, info, mask, render, verify, keys, doctor, demo):
     cli.add_command(command)
 
 

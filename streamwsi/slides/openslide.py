@@ -28,6 +28,7 @@ from streamwsi.dataset import SlideInfo
 from streamwsi.errors import RegionError, SlideError
 from streamwsi.slides.argb import read_argb, store_rgb
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
+from streamwsi.slides.reduced import read_reduced
 
 _EXACT_PX = 0.95 / 512
 """A region that begins this close to a whole pixel of the level is copied as it is."""
@@ -35,8 +36,6 @@ _SEARCH_PX = 512
 """How far before the wanted place an exact one is looked for."""
 _LARGEST_READ_PX = 4096
 """OpenSlide cuts larger regions into pieces of this size itself, and those begin at fractional places again."""
-_THUMBNAIL_BLOCK_PX = 2048
-"""Side of the blocks that a thumbnail is made of, before they are shrunk."""
 
 
 class OpenSlideReader:
@@ -105,14 +104,7 @@ class OpenSlideReader:
         """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
         level = max(n for n, d in enumerate(self.info.level_downsamples) if d <= max(max(self.info.dimensions) / longest_px, 1))
         width, height = self.info.level_dimensions[level]
-        # shrunk block by block: a level of a slide without small ones may not fit into memory
-        factor = max(max(width, height) // (2 * longest_px), 1)
-        step = max(_THUMBNAIL_BLOCK_PX // factor, 1) * factor
-        picture = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-        for y in range(0, height, step):
-            for x in range(0, width, step):
-                block = self.read_region(level, x, y, min(step, width - x), min(step, height - y))
-                picture.paste(Image.fromarray(block).reduce(factor), (x // factor, y // factor))
+        picture = Image.fromarray(read_reduced(self, level, max(max(width, height) // (2 * longest_px), 1)))
         picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
         return np.array(picture)
 

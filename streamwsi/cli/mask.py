@@ -28,11 +28,9 @@ import click
 def mask(slide: str, out: str, png: str | None, **options: Any) -> None:
     """Find the tissue on SLIDE. Marker ink and black borders are not tissue."""
     from streamwsi.regions.tissue import TissueMask
-    from streamwsi.slides.reader import open_slide
 
-    with open_slide(slide) as reader:
-        found = TissueMask(reader, **options)
-        click.echo(f"{found.save(out)}: {found}")
-        if png is not None:
-            found.overlay(reader, png)
-            click.echo(png)
+    found = TissueMask(slide, **options)
+    click.echo(f"{found.save(out)}: {found}")
+    if png is not None:
+        found.overlay(slide, png)
+        click.echo(png)

@@ -59,16 +59,15 @@ class Mask:
         self.array: BoolArray = given.copy()
         """(rows, columns) bool, read-only; True is inside."""
         self.array.flags.writeable = False
-        self.scale: tuple[float, float] = _pair(scale, "scale")
+        self.scale: tuple[float, float] = pair(scale, "scale")
         """(x, y) level-0 pixels per pixel of the mask."""
         if min(self.scale) <= 0:
             raise ConfigError(f"scale must be above 0 level-0 pixels per pixel of the mask, got {scale!r}")
-        self.offset: tuple[float, float] = _pair(offset, "offset")
+        self.offset: tuple[float, float] = pair(offset, "offset")
         """(x, y) of its upper left corner, in level-0 pixels."""
 
-    @classmethod
+    @staticmethod
     def placed(
-        cls,
         array: npt.ArrayLike,
         *,
         slide: Sized | None = None,
@@ -283,7 +282,7 @@ def _snapped(places: Float64Array) -> Float64Array:
     return snapped
 
 
-def _pair(value: float | tuple[float, float], name: str) -> tuple[float, float]:
+def pair(value: float | tuple[float, float], name: str) -> tuple[float, float]:
     """(x, y) of finite numbers; one number stands for both."""
     try:
         x, y = np.broadcast_to(np.asarray(value, np.float64), (2,)).tolist()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from streamwsi.errors import ConfigError, MaskError, StreamwsiError
 from streamwsi.regions.extra import needed
 from streamwsi.regions.facts import Sized
-from streamwsi.regions.mask import BoolArray, Mask
+from streamwsi.regions.mask import BoolArray, Mask, pair
 
 _LARGEST_PX = 1 << 28
 """Of a mask that is read: in memory it takes a byte for each, and four more where coverage is asked for."""
@@ -82,7 +82,7 @@ def read_mask(
         raise MaskError(f"{source} cannot be read as a mask: {error}") from error
     array = _inside(values, inside, source)
     if scale is not None:
-        x, y = np.broadcast_to(np.asarray(scale, np.float64), (2,)).tolist()
+        x, y = pair(scale, "scale")
         scale = (x * shrunk[0], y * shrunk[1])
     try:
         return Mask.placed(array, slide=slide, scale=scale, offset=offset)

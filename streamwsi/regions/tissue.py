@@ -6,6 +6,7 @@ In: a slide.  Out: a mask.  Reads one level of the slide, shrunk; nothing is lea
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -97,6 +98,7 @@ class TissueMask(Mask):
         closing: float | None = None,
         unit: Unit = "um",
     ) -> None:
+        needed("skimage", "a tissue mask")
         one_of(method, METHODS, "method")
         one_of(unit, UNITS, "unit")
         if threshold is not None:
@@ -104,7 +106,7 @@ class TissueMask(Mask):
         given = zip((min_object, max_hole, closing), _SIZES[unit], Cleaning._fields, strict=True)
         cleaning = Cleaning(*(default if value is None else at_least(value, 0, name) for value, default, name in given))
         with opened(slide) as reader:
-            name = str(getattr(reader, "path", slide))
+            name = str(slide if isinstance(slide, (str, os.PathLike)) else getattr(slide, "path", "the slide"))
             number, factor = _resolution(reader.info, name, level, mpp, max_px)
             unit_x, unit_y = (1.0, 1.0)
             if unit == "um" and any(cleaning):
@@ -128,7 +130,8 @@ def tissue(
     none = artefacts(rgb)
     found = _found(rgb, none, method, threshold)
     x, y = pixel
-    none &= ~_smaller_than(none, cleaning.max_hole, x * y)  # a speck of pigment in tissue is tissue
+    # pigment in tissue, and dye on its cut edges, are tissue; a marker's strokes are not as small as that
+    none &= ~_smaller_than(none, cleaning.min_object, x * y)
     found &= ~none
     if cleaning.closing > min(pixel):
         found = morphology.isotropic_closing(found, cleaning.closing / 2, spacing=(y, x))

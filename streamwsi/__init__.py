@@ -19,7 +19,14 @@ from streamwsi._version import __version__
 if TYPE_CHECKING:
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
-    from streamwsi.collecting.ready_made import HematoxylinCollector, MeanCollector
+    from streamwsi.collecting.models import ExportedProgramCollector, ModelCollector, TorchScriptCollector
+    from streamwsi.collecting.ready_made import (
+        FocusCollector,
+        HematoxylinCollector,
+        MeanCollector,
+        StainCollector,
+        TissueCollector,
+    )
     from streamwsi.collecting.tensors import as_tensor
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
         DiskError,
         Interrupted,
         MapError,
+        ModelError,
         OutputError,
         RunError,
         SlideError,
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from streamwsi.geometry import Window, Windows
+    from streamwsi.loading.level_at_mpp import LevelAtMpp
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
@@ -49,7 +58,14 @@ if TYPE_CHECKING:
 _WHERE = {
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
-    "collecting.ready_made": ("HematoxylinCollector", "MeanCollector"),
+    "collecting.models": ("ExportedProgramCollector", "ModelCollector", "TorchScriptCollector"),
+    "collecting.ready_made": (
+        "FocusCollector",
+        "HematoxylinCollector",
+        "MeanCollector",
+        "StainCollector",
+        "TissueCollector",
+    ),
     "collecting.tensors": ("as_tensor",),
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (
@@ -59,6 +75,7 @@ _WHERE = {
         "DiskError",
         "Interrupted",
         "MapError",
+        "ModelError",
         "OutputError",
         "RunError",
         "SlideError",
@@ -66,6 +83,7 @@ _WHERE = {
         "WorkerDied",
     ),
     "geometry": ("Window", "Windows"),
+    "loading.level_at_mpp": ("LevelAtMpp",),
     "loading.sliding_window": ("SlidingWindowLoader",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),

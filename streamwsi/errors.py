@@ -67,6 +67,10 @@ class CollectorError(RunError):
     """User code (a collector, a ``level`` callable) raised; the message holds its traceback."""
 
 
+class ModelError(RunError):
+    """A model cannot be loaded onto its device, fails, or gives something other than a row per window."""
+
+
 class WorkerDied(RunError):
     """A worker process ended without saying so, more often than ``max_restarts`` allows."""
 

@@ -7,7 +7,7 @@ each slide are computed again from that. Changes nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError, OutputError
 from streamwsi.loading.resolve import fingerprint
 from streamwsi.maps.pieces import read_pieces
-from streamwsi.writing.layout import Layout
+from streamwsi.writing.layout import Layout, run_folders
 from streamwsi.writing.publish import PublishedPatient, PublishedSlide, checksum_of, read_record
 from streamwsi.writing.run_file import RunFile
 
@@ -26,6 +26,8 @@ class Verdict:
     """What was found of one patient."""
 
     patient: str
+    collector: str = ""
+    """The name of its collector, where the run has several."""
     file: str | None = None
     slides: int = 0
     expected: int = 0
@@ -40,7 +42,7 @@ class Verdict:
 
 
 def verify(folder: str | os.PathLike[str]) -> list[Verdict]:
-    """A verdict on each patient of a run, in the order of its dataset.
+    """A verdict on each patient of a run, in the order of its dataset; of each collector, where it has several.
 
     A file is read to its end; its size and checksum are compared with those at publication; its windows with those that the
     plan has: their number, order, coordinates, each exactly once with one status. Slides that are at hand are compared with
@@ -48,13 +50,20 @@ def verify(folder: str | os.PathLike[str]) -> list[Verdict]:
 
     Raises OutputError when the folder holds no run.
     """
-    layout = Layout.of(OutputOptions(folder=os.fspath(folder), format="csv"))
-    run = RunFile.read(layout)
+    folders = run_folders(Path(folder))
+    if not folders:
+        raise OutputError(f"{folder} holds no run of streamwsi: there is no run.json in it")
+    return [verdict for name, path in folders.items() for verdict in _verify_run(path, name)]
+
+
+def _verify_run(folder: Path, collector: str) -> list[Verdict]:
+    run = RunFile.read(Layout.of(OutputOptions(folder=str(folder), format="csv")))
     if run is None:
-        raise OutputError(f"{layout.folder} holds no run of streamwsi: there is no {layout.run_file.name} in it")
-    layout = Layout.of(OutputOptions(folder=os.fspath(folder), format="csv" if run.defining.format == "csv" else "hdf5"))
+        raise OutputError(f"{folder} holds no run of streamwsi any more")
+    layout = Layout.of(OutputOptions(folder=str(folder), format="csv" if run.defining.format == "csv" else "hdf5"))
     checked: dict[str, list[str]] = {}
-    return [_verify_patient(layout, run, patient_id, slides, checked) for patient_id, slides in run.patients.items()]
+    verdicts = [_verify_patient(layout, run, patient_id, slides, checked) for patient_id, slides in run.patients.items()]
+    return [replace(verdict, collector=collector) for verdict in verdicts]
 
 
 def _verify_patient(
@@ -139,13 +148,17 @@ def as_table(verdicts: list[Verdict]) -> str:
     """The verdicts as a table, what is wrong and what was not checked below it."""
     heads = ("patient", "slides", "windows", "written", "none", "skipped", "stopped", "verdict")
     rows = [
-        (v.patient, v.slides, v.expected, v.written, v.none, v.skipped, v.stopped, "WRONG" if v.problems else "ok")
+        (_named(v), v.slides, v.expected, v.written, v.none, v.skipped, v.stopped, "WRONG" if v.problems else "ok")
         for v in verdicts
     ]
     texts = [heads, *(tuple(map(str, row)) for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
-    lines += [f"{v.patient}: {problem}" for v in verdicts for problem in v.problems]
-    lines += [f"{v.patient}: not checked: {what}" for v in verdicts for what in v.unchecked]
+    lines += [f"{_named(v)}: {problem}" for v in verdicts for problem in v.problems]
+    lines += [f"{_named(v)}: not checked: {what}" for v in verdicts for what in v.unchecked]
     wrong = sum(1 for v in verdicts if v.problems)
     return "\n".join([*lines, f"{len(verdicts) - wrong} of {len(verdicts)} patients are whole"])
+
+
+def _named(verdict: Verdict) -> str:
+    return f"{verdict.collector}/{verdict.patient}" if verdict.collector else verdict.patient

@@ -41,6 +41,14 @@ class StreamCollector:
     columns: Sequence[str] | None = None
     """Names of the values of a window, flattened; None: ``value``, or ``value_0``, ``value_1``, …"""
 
+    kernel_size: int | tuple[int, int] | None = None
+    """Windows that this collector is made for, an int or (width, height) in pixels; None: any. The command line takes it
+    where ``--kernel-size`` is not given."""
+
+    mpp: float | None = None
+    """Micrometres per pixel that it is made for; None: any. The command line reads the level nearest to it where ``--level``
+    is not given, see :class:`streamwsi.LevelAtMpp`."""
+
     device: str | None = None
     """The device dealt to this worker (``"cuda:0"``), or None."""
 

@@ -13,8 +13,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,8 @@ import cloudpickle
 import msgspec
 
 from streamwsi.collecting.collector import StreamCollector
-from streamwsi.collecting.ready_made import READY_MADE, ready_made
+from streamwsi.collecting.models import MODELS
+from streamwsi.collecting.ready_made import READY_MADE
 from streamwsi.errors import ConfigError
 
 
@@ -56,7 +58,8 @@ def unship(shipped: Shipped) -> Any:
 
 
 def find_collector(name: str, arguments: dict[str, Any] | None = None) -> StreamCollector:
-    """A collector by its ready-made name, ``file.py:Class`` or ``package.module:Class``.
+    """A collector by its ready-made name, as a model's file (``torchscript:model.pt``, ``export:model.pt2``), or as a class:
+    ``file.py:Class`` or ``package.module:Class``.
 
     Raises ConfigError when there is none, saying which there are.
     """
@@ -64,8 +67,14 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
     if ":" not in name:
         if name not in READY_MADE:
             known = ", ".join(sorted(READY_MADE))
-            raise ConfigError(f"there is no collector {name!r}; there are {known}, or your own as my_model.py:MyCollector")
-        return _given(ready_made(name, **arguments), arguments)
+            raise ConfigError(
+                f"there is no collector {name!r}; there are {known}, a model as torchscript:model.pt or export:model.pt2, or "
+                "your own as my_model.py:MyCollector"
+            )
+        return _given(_made(name, READY_MADE[name], arguments), arguments)
+    kind, _, path = name.partition(":")
+    if kind in MODELS:  # which says itself what of its arguments decides the results: where its files lie does not
+        return _made(name, partial(MODELS[kind], path), arguments)
     source, _, class_name = name.rpartition(":")
     if source.endswith(".py"):
         if not Path(source).is_file():
@@ -83,8 +92,12 @@ def find_collector(name: str, arguments: dict[str, Any] | None = None) -> Stream
             f"collector {name!r}: {source} has no subclass of StreamCollector called {class_name!r}; "
             f"it has {', '.join(there) or 'none at all'}"
         )
+    return _given(_made(name, found, arguments), arguments)
+
+
+def _made(name: str, make: Callable[..., StreamCollector], arguments: dict[str, Any]) -> StreamCollector:
     try:
-        return _given(found(**arguments), arguments)
+        return make(**arguments)
     except TypeError as error:
         raise ConfigError(f"collector {name!r} cannot be made with arguments {arguments}: {error}") from error
 
@@ -123,8 +136,8 @@ _loaded_files: list[str] = []
 def collector_name(collector: StreamCollector) -> str:
     """What a collector is called in reports: its class's name, with its module's where that is importable."""
     kind = type(collector)
-    for name, ready in READY_MADE.items():
-        if kind is ready:
+    for name, known in {**READY_MADE, **MODELS}.items():
+        if kind is known:
             return name
     return kind.__qualname__.replace("<locals>.", "")
 

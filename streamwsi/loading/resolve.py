@@ -49,7 +49,8 @@ def resolve_slide(
 ) -> ResolvedSlide:
     """Settle level, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
 
-    Raises SlideError when the slide does not have the level; LevelError when the callable that chooses it raises.
+    Raises SlideError when the slide does not have the level, or the callable that chooses it says so with one; LevelError
+    when the callable raises anything else.
     """
     info = reader.info
     chosen = _choose_level(level, Slide(slide.path, slide.id, info), info)
@@ -79,6 +80,8 @@ def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
     if callable(level):
         try:
             chosen = level(slide)
+        except SlideError:  # the slide has no level that fits: it fails, the others do not
+            raise
         except Exception as error:
             raise LevelError(f"the level callable raised for slide {slide.id!r}") from error
     try:

@@ -24,8 +24,9 @@ class SlidingWindowLoader:
     kernel_size, stride
         An int or (width, height), in pixels of the level read. `stride` None: the kernel's size.
     level
-        An int, or a callable that is given the opened :class:`Slide` (``slide.mpp``, ``slide.level_downsamples``, …) and
-        returns one.
+        An int; or a callable that is given the opened :class:`Slide` (``slide.mpp``, ``slide.level_downsamples``, …) and
+        returns one, as :class:`LevelAtMpp` does. A slide for which it raises :class:`SlideError` fails, and the others go on;
+        any other exception ends the run.
     border
         What happens at the edge: ``pad``, ``edge``, ``squeeze``, ``adaptive`` or ``crop``; see
         :func:`streamwsi.geometry.axis_starts`.

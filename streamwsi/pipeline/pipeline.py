@@ -33,6 +33,7 @@ from streamwsi.config import (
     one_of,
 )
 from streamwsi.errors import ConfigError, OutputError
+from streamwsi.loading.level_at_mpp import LevelAtMpp
 from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.loading.sliding_window import SlidingWindowLoader
 from streamwsi.pipeline.driver import Driver
@@ -404,6 +405,8 @@ def _level_name(level: int | Callable[..., int]) -> int | str:
     """What stands for the level in ``run.json``: itself, or the source of the callable that chooses it."""
     if not callable(level):
         return level
+    if isinstance(level, LevelAtMpp):
+        return str(level)
     try:
         source = inspect.getsource(level)
     except (OSError, TypeError):

@@ -18,6 +18,7 @@ from streamwsi.errors import DiskError, StreamwsiError
 
 SUFFIXES = {"csv": ".csv", "hdf5": ".h5"}
 _JOURNALS = ".journal"
+_RUN_FILE = "run.json"
 ALL_PATIENTS = "all"
 """Stem of the file that holds every patient, where one was asked for."""
 
@@ -45,7 +46,7 @@ class Layout:
     @property
     def run_file(self) -> Path:
         """What was asked."""
-        return self.folder / "run.json"
+        return self.folder / _RUN_FILE
 
     @property
     def report_file(self) -> Path:
@@ -72,6 +73,16 @@ class Layout:
     def published(self, patient_id: str, partial: bool = False) -> Path:
         """The record of a published patient; of one published without some of its slides, where `partial`."""
         return self.published_dir / f"{hashed(patient_id)}.{'partial' if partial else 'json'}"
+
+
+def run_folders(folder: Path) -> dict[str, Path]:
+    """The output folders of a run, by the names of its collectors; ``""`` where it has one collector, without a name.
+
+    Empty where `folder` is not that of a run.
+    """
+    if (folder / _RUN_FILE).is_file():
+        return {"": folder}
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_RUN_FILE}"))}
 
 
 def hashed(patient_id: str) -> str:

@@ -96,7 +96,11 @@ def test_each_writes_what_it_writes_alone_and_every_tile_is_decoded_once(
                 assert slide.tiles_decoded == slide.tiles_distinct == 130
                 assert slide.written + slide.none == slide.expected and bool(slide.none) == (name == "corners")
     assert [reports[name].stages["collector"].workers for name in reports] == [1, 2]
-    assert all(not problem for name in reports for verdict in sw.verify(tmp_path / name) for problem in verdict.problems)
+    verdicts = sw.verify(tmp_path)
+    assert {(verdict.collector, verdict.patient) for verdict in verdicts} == {
+        (name, patient.id) for name in BOTH for patient in three_patients
+    }
+    assert not any(verdict.problems for verdict in verdicts)
 
 
 def test_hdf5_files_are_those_of_runs_apart(one_patient: sw.Dataset, tmp_path: Path) -> None:

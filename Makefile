@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo test soak lint docs bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ lint: $(VENV)/.installed-lint   ## ruff, mypy on the package, the import contrac
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.installed-test   ## docs/reference.md, and the pictures of the tutorials (PyTorch is needed for those of one)
+	$(BIN)/python -m tools.reference
+	$(BIN)/python -m tools.pages
 
 bench: $(VENV)/.installed-bench ## streamwsi beside the JPEG decoder and what else one could use; ARGS='--quick', see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -26,8 +26,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
 RUN = ("python", "sh")
-LANGUAGES = (*RUN, "toml", "text", "")
-"""What blocks may be called; "" is neither code nor output."""
+LANGUAGES = (*RUN, "toml", "pycon", "text", "")
+"""What blocks may be called. ``pycon`` are examples of docstrings, run as doctests; "" is neither code nor output."""
 NEEDS_TORCH = "<!-- this page needs torch -->"
 
 _FENCED = re.compile(

@@ -42,12 +42,15 @@ class SlidePlan:
     path: str
     """Where the slide lay during the run."""
     reader: str
+    """The reader that was used."""
     level: int
+    """The level read; 0 is the finest."""
     kernel: tuple[int, int]
     """(width, height) of a window, in pixels of the level read."""
     stride: tuple[int, int]
     """(x, y) steps, in pixels of the level read."""
     border: Border
+    """What happens at the edge."""
     downsample: float
     """Level-0 pixels per pixel of the level read."""
     extent: tuple[int, int]
@@ -63,7 +66,7 @@ class SlidePlan:
 
     @classmethod
     def of(cls, resolved: ResolvedSlide) -> SlidePlan:
-        """The plan of a slide as the record of its publication holds it."""
+        """The plan of a slide as the record of its publication holds it, `resolved`."""
         return cls(
             path=resolved.path,
             reader=resolved.info.reader,
@@ -104,7 +107,9 @@ class Pieces:
     """What a collector made of one slide: a row for each written window, in the order of the plan."""
 
     patient: str
+    """The patient's id."""
     slide: str
+    """The slide's id, in its patient."""
     index: Int64Array
     """(N,) int64: places in the plan."""
     coords: Int64Array

@@ -36,7 +36,9 @@ class Map:
     columns: tuple[str, ...]
     """(channels,): names of the values."""
     patient: str
+    """The patient's id."""
     slide: str
+    """The slide's id, in its patient."""
     plan: SlidePlan
     """What the slide was resolved to."""
 

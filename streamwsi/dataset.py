@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Any, overload
 import msgspec
 
 from streamwsi.errors import DatasetError, SlideError
+from streamwsi.splits import Label, check_label, draw_balanced, draw_parts
 
 SLIDE_EXTENSIONS = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi")
@@ -209,6 +210,57 @@ class Dataset(Sequence[Patient]):
 
     def __repr__(self) -> str:
         return f"Dataset({len(self)} patients, {sum(len(patient.slides) for patient in self)} slides)"
+
+    def split(
+        self, fractions: Mapping[str, float], *, stratify: Callable[[Patient], Label] | None = None, seed: int = 0
+    ) -> dict[str, Dataset]:
+        """The patients, dealt to named parts at random: never is a patient, with all its slides, in two of them.
+
+        Parameters
+        ----------
+        fractions
+            Of all patients, for each part: above 0, together 1. A part's size is rounded.
+        stratify
+            Given a patient, its label (a string, a number or a boolean). Each part then has its fraction of the patients of
+            every label too, give or take one (less than two, where there are more than four parts).
+        seed
+            An int; another one gives other parts. The same seed gives the same parts on every machine and in every version of
+            Python, whatever the order of the dataset.
+
+        Returns the parts by name; each keeps the order of this dataset, which stays as it is.
+
+        Raises DatasetError when fractions do not add up, when a part would be empty, and when a patient has no label.
+
+        >>> dataset = Dataset(Patient(f"p{n}", {"H&E": f"{n}.svs"}, {"label": n % 2}) for n in range(20))
+        >>> dataset.split({"train": 0.8, "test": 0.2}, stratify=lambda patient: patient.records["label"])
+        {'train': Dataset(16 patients, 16 slides), 'test': Dataset(4 patients, 4 slides)}
+        """
+        parts = draw_parts(self._labels(stratify or (lambda patient: "")), fractions, seed)
+        part_of = {name: part for part, names in parts.items() for name in names}
+        return {part: Dataset(patient for patient in self if part_of[patient.id] == part) for part in parts}
+
+    def balanced(self, label: Callable[[Patient], Label], *, seed: int = 0) -> Dataset:
+        """As many patients of each label as the rarest label has, drawn at random; the other patients are left out.
+
+        Labels take turns: in every beginning of the result, too, their counts differ by at most 1. No patient comes twice, for
+        a patient is what an output file belongs to. `label` and `seed` are as in :meth:`split`. Raises DatasetError when a
+        patient has no label.
+        """
+        own = {patient.id: patient for patient in self}
+        return Dataset(own[name] for name in draw_balanced(self._labels(label), seed))
+
+    def _labels(self, label: Callable[[Patient], Label]) -> dict[str, Label]:
+        labels = {}
+        for patient in self:
+            try:
+                value = label(patient)
+            except Exception as error:
+                raise DatasetError(
+                    f"the label of patient {patient.id!r} is not known: {type(error).__name__}: {error}; its records are "
+                    f"{dict(patient.records)}"
+                ) from error
+            labels[patient.id] = check_label(value, patient.id)
+        return labels
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Dataset:

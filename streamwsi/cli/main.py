@@ -18,10 +18,12 @@ import click
 
 from streamwsi._version import __version__
 from streamwsi.cli.demo import demo
+from streamwsi.cli.doctor import doctor
 from streamwsi.cli.heatmap import heatmap
 from streamwsi.cli.info import info
 from streamwsi.cli.keys import keys
 from streamwsi.cli.render import render
+from streamwsi.cli.run import run
 from streamwsi.cli.verify import verify
 from streamwsi.errors import Interrupted, RunError, StreamwsiError
 
@@ -32,7 +34,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, info, render, verify, keys, demo):
+for command in (heatmap, run, info, render, verify, keys, doctor, demo):
     cli.add_command(command)
 
 

@@ -379,7 +379,8 @@ def imported(tree: ast.AST) -> set[str]:
 def test_nothing_is_pickled_but_what_a_local_child_is_given(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     pickles = imported(tree) & {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-    assert pickles == ({"cloudpickle"} if path.relative_to(PACKAGE).as_posix() == "collecting/spec.py" else set())
+    may = ("collecting/spec.py", "doctor/software.py")  # the second says which version is installed
+    assert pickles == ({"cloudpickle"} if path.relative_to(PACKAGE).as_posix() in may else set())
     called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not called & {"send_pyobj", "recv_pyobj", "read_pickle", "to_pickle"}
     keywords = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}

@@ -22,6 +22,7 @@ from streamwsi.cli.heatmap import heatmap
 from streamwsi.cli.info import info
 from streamwsi.cli.keys import keys
 from streamwsi.cli.render import render
+from streamwsi.cli.show import show
 from streamwsi.cli.verify import verify
 from streamwsi.errors import Interrupted, RunError, StreamwsiError
 
@@ -32,7 +33,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, info, render, verify, keys, demo):
+for command in (heatmap, info, render, show, verify, keys, demo):
     cli.add_command(command)
 
 

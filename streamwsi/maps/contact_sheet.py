@@ -258,9 +258,7 @@ def _draw(
         below = page.top + top + page.tile
         drawing.text(tile.name, middle, below + 14 * page.unit, 20, page.tile, ha="center")
         drawing.text(note, middle, below + 38 * page.unit, 17, page.tile, _INKS["failed"], ha="center")
-    axes = drawing.axes(page.left, page.top, right, bottom)
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
+    drawing.pixels(canvas, page.left, page.top)
     return drawing
 
 

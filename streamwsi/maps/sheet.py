@@ -108,7 +108,7 @@ class Drawing:
         """A length in units as typographic points."""
         return px * self.unit * 72 / DPI
 
-    def picture(self, pixels: UInt8Array, left: float, top: float) -> None:
+    def picture(self, pixels: UInt8Array, left: int, top: int) -> None:
         """(height, width, 3) uint8, pixel for pixel, in a thin frame that lies around them."""
         height, width = pixels.shape[:2]
         line = max(1.0, 1.5 * self.unit)
@@ -116,9 +116,11 @@ class Drawing:
         frame.set(facecolor="0.6", xticks=[], yticks=[])
         for spine in frame.spines.values():
             spine.set_visible(False)
-        axes = self.axes(left, top, width, height)
-        axes.imshow(pixels, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
+        self.pixels(pixels, left, top)
+
+    def pixels(self, pixels: UInt8Array, left: int, top: int) -> None:
+        """(height, width, 3) uint8, pixel for pixel."""
+        self.figure.add_artist(_pixels_artist(pixels, left, self.height - top - len(pixels)))
 
     def text(self, words: str, x: float, y: float, size: float, room_px: float, colour: str = "black", **how: Any) -> None:
         """A line of text at (x, y), made smaller and in the end shorter until it fits."""
@@ -190,6 +192,34 @@ def draw(
     drawing.text(words.about, left, 92 * sheet.unit, 22, room, _GREY)
     drawing.text(words.note, left, 124 * sheet.unit, 22, room, _GREY)
     return drawing.figure
+
+
+def _pixels_artist(pixels: UInt8Array, left: int, bottom: int) -> Any:
+    """An artist that draws pixels as they are; matplotlib's own resample them, in a hundred bytes of memory for each."""
+    from matplotlib.artist import Artist
+    from matplotlib.transforms import Affine2D
+
+    height, width = pixels.shape[:2]
+
+    class Pixels(Artist):
+        def draw(self, renderer: Any) -> None:
+            figure = self.get_figure()
+            if figure is None:
+                return
+            rgba = np.full((height, width, 4), 255, np.uint8)
+            rgba[..., :3] = pixels
+            context = renderer.new_gc()
+            unit = figure.dpi / DPI  # formats made of lines have units of their own
+            if renderer.option_scale_image():
+                size = Affine2D().scale(width * unit, height * unit)
+                renderer.draw_image(context, left * unit, bottom * unit, rgba[::-1], size)
+            else:
+                renderer.draw_image(context, left, bottom, rgba[::-1])
+            context.restore()
+
+    artist = Pixels()
+    artist.set_zorder(1)  # above axes, below texts
+    return artist
 
 
 def fit(text: Any, room_px: float) -> None:

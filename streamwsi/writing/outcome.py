@@ -130,6 +130,8 @@ def _patient(
     whole = read_record(layout, patient_id)
     record = whole or read_record(layout, patient_id, partial=True)
     published = {slide.resolved.id: slide for slide in record.slides} if record else {}
+    if any(slide.state == "failed" for slide in reported.values()):
+        why = "another slide of its patient has failed"
     slides = [
         _published(path, published[slide], reported.get(slide))
         if slide in published
@@ -170,8 +172,8 @@ def _other(slide: str, path: str, reported: SlideOutcome | None, stopped: bool, 
         return msgspec.structs.replace(found, path=path, state="stopped")
     if found.state == "failed":
         return msgspec.structs.replace(found, path=path)
-    # a slide that is done itself, of a patient that is not, is committed and not in a file
-    reason = "its patient has no file, for another slide has failed" if found.state == "done" else why
+    # a slide that is done itself is committed; it is in no file because of others
+    reason = f"it is done, but in no file yet: {why}" if found.state == "done" else why
     return msgspec.structs.replace(found, path=path, state="unfinished", reason=reason)
 
 

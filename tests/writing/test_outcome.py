@@ -26,7 +26,6 @@ def folder(tmp_path: Path) -> Path:
     write_run(tmp_path, PATIENTS, ValueSpec("float64", ()))
     status = np.zeros(35, np.uint8)
     status[[3, 4]] = Status.NONE
-    status[30:] = Status.STOPPED
     status[7] = Status.SKIPPED
     status[30:] = Status.SKIPPED
     write_patient(tmp_path, [resolved_slide(patient="whole", path="/slides/w.svs")], [np.arange(35.0)], [status])
@@ -60,7 +59,10 @@ def test_records_say_what_is_finished_and_the_report_the_rest(folder: Path) -> N
     assert (whole.state, whole.expected, whole.written, whole.none, whole.skipped) == ("done", 35, 27, 2, 6)
     assert (whole.seconds, found["whole"].file) == (1.5, "whole.h5")
     first, second = found["bad"].slides
-    assert (first.state, first.reason) == ("unfinished", "its patient has no file, for another slide has failed")
+    assert (first.state, first.reason) == (
+        "unfinished",
+        "it is done, but in no file yet: another slide of its patient has failed",
+    )
     assert (second.state, second.reason, second.failed, second.path) == ("failed", "it is torn", 20, "/slides/b.svs")
     assert outcome.last_run is not None
     assert (outcome.last_run.windows, outcome.last_run.limiting_stage) == (62, "collector")

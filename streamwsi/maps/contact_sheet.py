@@ -127,7 +127,7 @@ def contact_sheet(
     """All slides of a run, each with its map over its thumbnail, in one scale of colours; returns the pages' paths.
 
     Slides stand in the order of the dataset, also those that have failed or are not finished, which say why. A map whose slide
-    is not at hand stands alone. There are up to some hundred slides on a page.
+    is not at hand, or is another one, stands alone. There are up to some hundred slides on a page.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def _picture(
         picture = overlay(thumbnail(heat.plan, slide_path, size), heat, scale, alpha)
     except MapError:
         picture = overlay(np.full((size[1], size[0], 3), 255, np.uint8), heat, scale, alpha)
-        notes.append("slide not at hand")
+        notes.append("no thumbnail")
     return picture, ", ".join(notes)
 
 

@@ -106,7 +106,8 @@ def render(
     if width_px is not None and width_px < LEAST_WIDTH_PX:
         raise ConfigError(f"width_px must be at least {LEAST_WIDTH_PX}, got {width_px}")
     one_of(view, VIEWS, "view")
-    colouring = Colouring(cmap, alpha if view == "overlay" else 1.0, vmin, vmax, threshold)
+    colouring = Colouring(cmap, alpha, vmin, vmax, threshold)
+    opacity = alpha if view == "overlay" else 1.0
     path = Path(path)
     pieces = stream(path, slide, patient, channel)
     several = len([own for own, _ in slides_in(path) if own == pieces.patient]) > 1
@@ -119,12 +120,12 @@ def render(
     heat = place(pieces, coarser_for(plan, sheet.size))
     found = colouring.range_of(heat.values)
     scale = colouring.scale(found)
-    panels = _panels(view, heat, scale, colouring.alpha, sheet.size, slide_path)
+    panels = _panels(view, heat, scale, opacity, sheet.size, slide_path)
     mpp = believable_mpp(plan.mpp, plan.extent_l0)
     per_px = None if mpp is None else (mpp[0] * plan.extent_l0[0] / sheet.size[0], mpp[1] * plan.extent_l0[1] / sheet.size[1])
     name = pieces.patient if pieces.slide == pieces.patient else f"{pieces.patient} – {pieces.slide}"
     words = Words(name if title is None else title, _about(plan), _note(plan, found, threshold), pieces.columns[0])
-    figure = draw(sheet, panels, scale, colouring.alpha, words, per_px)
+    figure = draw(sheet, panels, scale, opacity, words, per_px)
     save(figure, target)
     return target
 

@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from streamwsi.geometry import Window, Windows
     from streamwsi.loading.level_at_mpp import LevelAtMpp
     from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.maps.contact_sheet import contact_sheet
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
     from streamwsi.maps.render import render, render_all
     from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.pipeline.report import Report
     from streamwsi.slides.reader import open_slide
+    from streamwsi.summary import Summary, summarize
     from streamwsi.verification import verify
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
 
@@ -85,12 +87,14 @@ _WHERE = {
     "geometry": ("Window", "Windows"),
     "loading.level_at_mpp": ("LevelAtMpp",),
     "loading.sliding_window": ("SlidingWindowLoader",),
+    "maps.contact_sheet": ("contact_sheet",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),
     "maps.render": ("render", "render_all"),
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),
     "slides.reader": ("open_slide",),
+    "summary": ("Summary", "summarize"),
     "verification": ("verify",),
     "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter"),
 }

@@ -142,7 +142,7 @@ def csv(text: str) -> Callable[[Path], list[object]]:
         (
             ["SLIDE"],
             ["--collector", "nuclei"],
-            "there is no collector 'nuclei'; there are focus, hematoxylin, mean, stain, tissue",
+            "there is no collector 'nuclei'; there are focus, hematoxylin, mean",
         ),
         (["SLIDE"], ["--collector", "nowhere.py:Mine"], "there is no file nowhere.py"),
         (["SLIDE"], ["--collector", f"{__file__}:Nothing"], "has no subclass of StreamCollector called 'Nothing'; it has Fine"),

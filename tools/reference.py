@@ -244,8 +244,14 @@ def _prose(text: str) -> str:
             out.append(f"```pycon\n{example}\n```")
         elif part.strip():
             said = re.sub(r":\w+:`~?([^`]+)`", lambda role: f"`{role[1].rpartition('.')[2]}`", part.strip())
-            out.append(re.sub(r"``([^`]+)``", r"`\1`", said))
+            out.append(_escaped(re.sub(r"``([^`]+)``", r"`\1`", said)))
     return "\n\n".join(out)
+
+
+def _escaped(text: str) -> str:
+    """Text in which ``<patient>`` is not taken for HTML; what stands in backticks stays."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"<(?=\w)", r"\\<", part) for part in parts)
 
 
 def signature(name: str, function: griffe.Function) -> str:
@@ -301,18 +307,21 @@ def command_entry(name: str, command: click.Command) -> str:
         + ("…" if param.nargs == -1 else "")
         for param in arguments
     )
-    out = [f"### streamwsi {name}", f"```text\nstreamwsi {name} [OPTIONS]{given}\n```", inspect.cleandoc(command.help or "")]
+    out = [
+        f"### streamwsi {name}",
+        f"```text\nstreamwsi {name} [OPTIONS]{given}\n```",
+        _escaped(inspect.cleandoc(command.help or "")),
+    ]
     lines = []
     for option in options:
         default = "" if not option.show_default or option.default in (None, False) else f" [{_shown(option.default)}]"
-        lines.append(
-            f"- `{' '.join([', '.join(option.opts), _metavar(option)]).strip()}`: {option.help or ''}{default}".rstrip(": ")
-        )
+        called = " ".join([", ".join(option.opts), _metavar(option)]).strip()
+        lines.append(f"- `{called}`: {_escaped(option.help or '')}{default}".rstrip(": "))
     return "\n\n".join(part for part in (*out, "\n".join(lines)) if part)
 
 
 def _shown(default: Any) -> str:
-    return "x".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _metavar(option: click.Option) -> str:

@@ -70,7 +70,7 @@ def soak(kills: int, seed: str | None) -> None:
         else:
             click.echo(f"siege {number} ({kind}): {len(siege.kills)} kills in {siege.runs} runs: the same")
             shutil.rmtree(folder / str(number))
-    click.echo(table(sieges))
+    click.echo(table([siege.tally() for siege in sieges]))
     click.echo(f"seed {seed}: {wrong} of {len(sieges)} sieges went wrong" + (f", see {folder}" if wrong else ""))
     if not wrong:
         shutil.rmtree(folder)

@@ -27,8 +27,8 @@ $(VENV)/.installed-bench: setup.cfg pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed        ## the heatmap of the bundled real slide, with its picture
 	$(BIN)/streamwsi demo
 
-test: $(VENV)/.installed-test   ## the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test   ## the whole suite, in WORKERS processes (2; 0: one after the other, as plain pytest does)
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist worksteal
 
 soak: $(VENV)/.installed-test   ## KILLS kills at random moments (100), drawn from SEED (another one each time)
 	$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))

@@ -72,7 +72,8 @@ def render(
         The picture, or a folder for it; its ending says the format: ``.png``, ``.jpg``, or another of matplotlib's. A ``.tif``
         or ``.tiff`` is a tiled pyramid of the colours alone, opaque, of exactly the slide's extent, for viewers such as QuPath;
         the slide is not opened for it, and `view`, `alpha` and `title` do not matter. By default
-        ``<patient>[_<slide>]_<column>.<format>`` beside `path`, with the slide where the patient has several.
+        ``<patient>[_<slide>]_<column>[_<view>].<format>`` beside `path`, with the slide where the patient has several, and
+        the view where it is no overlay.
     channel
         Which of the flattened values: its number, from 0, or its column's name.
     view
@@ -111,7 +112,9 @@ def render(
     path = Path(path)
     pieces = stream(path, slide, patient, channel)
     several = len([own for own, _ in slides_in(path) if own == pieces.patient]) > 1
-    target = _target(path, target, _name(path, pieces, several) + f".{format}")
+    target = _target(
+        path, target, _name(path, pieces, several, "overlay" if f".{format}" in _PYRAMIDS else view) + f".{format}"
+    )
     plan = plan_of(pieces)
     if target.suffix.lower() in _PYRAMIDS:
         _render_pyramid(target, pieces, plan, colouring, width_px)
@@ -253,9 +256,9 @@ def _render_pyramid(target: Path, pieces: PieceStream, plan: SlidePlan, colourin
         write_pyramid(temporary, heat, colouring.scale(colouring.range_of(heat.values)), size[0])
 
 
-def _name(path: Path, pieces: PieceStream, several: bool) -> str:
-    """What a picture is called by default, without its ending."""
-    parts = [pieces.patient, *([pieces.slide] if several else []), *pieces.columns]
+def _name(path: Path, pieces: PieceStream, several: bool, view: View) -> str:
+    """What a picture is called by default, without its ending: one of another view does not take the place of an overlay."""
+    parts = [pieces.patient, *([pieces.slide] if several else []), *pieces.columns, *([] if view == "overlay" else [view])]
     return as_file_name("_".join([*parts, "partial"] if path.stem.endswith(".partial") else parts))
 
 

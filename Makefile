@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo test soak lint docs bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,8 +27,8 @@ $(VENV)/.installed-bench: setup.cfg pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed        ## the heatmap of the bundled real slide, with its picture
 	$(BIN)/streamwsi demo
 
-test: $(VENV)/.installed-test   ## the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test   ## the whole suite, in WORKERS processes (2; 0: one after the other, as plain pytest does)
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist worksteal
 
 soak: $(VENV)/.installed-test   ## KILLS kills at random moments (100), drawn from SEED (another one each time)
 	$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
@@ -38,6 +38,10 @@ lint: $(VENV)/.installed-lint   ## ruff, mypy on the package, the import contrac
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.installed-test   ## docs/reference.md, and the pictures of the tutorials (PyTorch is needed for those of one)
+	$(BIN)/python -m tools.reference
+	$(BIN)/python -m tools.pages
 
 bench: $(VENV)/.installed-bench ## streamwsi beside the JPEG decoder and what else one could use; ARGS='--quick', see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)

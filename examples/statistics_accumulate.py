@@ -1,8 +1,6 @@
 """Mean and variance of redness over all windows of a patient, without writing the windows' values to a file.
 
-In: the bundled slide.  Out: a folder (the first argument, or a new temporary one), and the statistics on the screen.
-
-    python examples/statistics_accumulate.py out/
+python examples/statistics_accumulate.py out/
 """
 
 import sys
@@ -13,15 +11,11 @@ import streamwsi as sw
 
 
 class RednessStatistics(sw.StreamCollector):
-    """Count, mean and variance of a patient's windows, in one pass.
-
-    Source: Welford B. P., "Note on a method for calculating corrected sums of squares and products", Technometrics 4 (1962).
-    """
+    """Count, mean and variance, in one pass. Source: Welford, Technometrics 4 (1962)."""
 
     mode = "accumulate"
 
     def process(self, batch):
-        """How much more red than green and blue each window is on average, -1 to 1: (n,)."""
         red, green, blue = batch.pixels.mean(axis=(1, 2)).T / 255
         return red - (green + blue) / 2
 
@@ -35,11 +29,8 @@ class RednessStatistics(sw.StreamCollector):
         return {"n": n, "mean": mean, "squares": squares, "variance": squares / (n - 1) if n > 1 else 0.0}
 
 
-SLIDES = Path(__file__).parent / "data"
-
 out = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="statistics-"))
-
-loader = sw.SlidingWindowLoader(sw.Dataset.from_folder(SLIDES), kernel_size=128)
+loader = sw.SlidingWindowLoader(sw.Dataset.from_folder(Path(__file__).parent / "data"), kernel_size=128)
 report = RednessStatistics().start_collecting(loader, sw.HDF5StreamWriter(out), collectors=2)
 
 for patient, result in report.results.items():

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from streamwsi.geometry import Window, Windows
     from streamwsi.loading.level_at_mpp import LevelAtMpp
     from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.maps.contact_sheet import contact_sheet
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
     from streamwsi.maps.render import render, render_all
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from streamwsi.regions.region import Region, nested_as_holes
     from streamwsi.regions.tissue import TissueMask
     from streamwsi.slides.reader import open_slide
+    from streamwsi.summary import Summary, summarize
     from streamwsi.verification import verify
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
 
@@ -96,6 +98,7 @@ _WHERE = {
     "geometry": ("Window", "Windows"),
     "loading.level_at_mpp": ("LevelAtMpp",),
     "loading.sliding_window": ("SlidingWindowLoader",),
+    "maps.contact_sheet": ("contact_sheet",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),
     "maps.render": ("render", "render_all"),
@@ -109,6 +112,7 @@ _WHERE = {
     "regions.region": ("Region", "nested_as_holes"),
     "regions.tissue": ("TissueMask",),
     "slides.reader": ("open_slide",),
+    "summary": ("Summary", "summarize"),
     "verification": ("verify",),
     "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter"),
 }

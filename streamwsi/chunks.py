@@ -41,6 +41,7 @@ class SmallChunk:
     """One window's pixels."""
 
     window: Window
+    """Where it lies."""
     pixels: UInt8Array
     """(height, width, 3) uint8, RGB; a view into its big chunk."""
 
@@ -61,6 +62,7 @@ class Batch:
     slide: Slide
     """The slide they are of, with what its reader says."""
     patient: Patient
+    """Whose slide it is, with records."""
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -74,6 +76,7 @@ class ProcessedPiece:
     """What a collector returns for one window, where it does not return one row for each."""
 
     window: Window
+    """The one of the batch that it is of."""
     value: Any
     """An array or a number; of one shape and dtype throughout a run."""
     slide: Slide | None = None
@@ -102,7 +105,7 @@ class BigChunk:
             )
 
     def pixels_of(self, row: int) -> UInt8Array:
-        """(height, width, 3) uint8: the pixels of one window, a view."""
+        """(height, width, 3) uint8: the pixels of the window in that `row`, a view."""
         width, height = self.windows.size[row].tolist()
         if self.origin is None:
             return self.pixels[row, :height, :width]
@@ -140,15 +143,15 @@ class BigChunk:
                 yield members[first : first + batch_size]
 
     def as_stacked(self, rows: npt.NDArray[np.intp]) -> UInt8Array | None:
-        """(n, height, width, 3) uint8, contiguous and writable: the pixels of windows of one size, a view; None where they
-        do not lie one after the other.
+        """(n, height, width, 3) uint8, contiguous and writable: the pixels of the windows in these `rows`, all of one size, a
+        view; None where they do not lie one after the other.
         """
         width, height = self.windows.size[rows[0]].tolist()
         packed = self.origin is None and (height, width) == self.pixels.shape[1:3] and bool(np.all(np.diff(rows) == 1))
         return self.pixels[rows[0] : rows[-1] + 1] if packed and self.pixels.flags.writeable else None
 
     def stack(self, rows: npt.NDArray[np.intp], memory: Callable[[int], UInt8Array] | None = None) -> UInt8Array:
-        """(n, height, width, 3) uint8, contiguous: the pixels of windows of one size, copied once.
+        """(n, height, width, 3) uint8, contiguous: the pixels of the windows in these `rows`, all of one size, copied once.
 
         `memory` gives room for so many bytes, (n,) uint8, where it is asked for some.
         """

@@ -71,6 +71,7 @@ class SlideInfo(msgspec.Struct, frozen=True, kw_only=True):
     power: float | None
     """Objective power (20.0 for 20×), or None."""
     vendor: str
+    """What OpenSlide calls the format (``aperio``, ``generic-tiff``, …)."""
     tile_sizes: tuple[tuple[int, int] | None, ...]
     """(width, height) of each level's tiles, or None where a level is not tiled."""
     associated_images: tuple[str, ...]
@@ -93,7 +94,7 @@ class SlideInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Slide:
-    """One whole-slide image: where it lies and what it is called inside its patient."""
+    """One whole-slide image: where it lies, `path`, and what it is called inside its patient, `id`."""
 
     path: Path
     id: str
@@ -119,7 +120,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class Patient:
-    """Who an output file belongs to: an id, slides named inside it, and records.
+    """Who an output file belongs to: an `id`, slides named inside it, and records.
 
     `slides` may be given as a mapping from slide id to path, or as a sequence of Slide. `records` holds anything further,
     as strings, numbers, booleans, None, and lists and dicts of them.

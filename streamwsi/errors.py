@@ -11,6 +11,7 @@ class StreamwsiError(Exception):
     """Base of all errors of this package; ``exit_code`` is what the command line ends with."""
 
     exit_code = 2
+    """2: usage or configuration, before anything starts."""
 
 
 class ConfigError(StreamwsiError, ValueError):
@@ -65,6 +66,7 @@ class RunError(StreamwsiError, RuntimeError):
     """The run was broken off; what was committed stays."""
 
     exit_code = 3
+    """3: the run was broken off."""
 
 
 class DiskError(RunError, OSError):
@@ -84,7 +86,7 @@ class WorkerDied(RunError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was interrupted by a signal; ``exit_code`` is 130 (SIGINT) or 143 (SIGTERM)."""
+    """The run was interrupted by a signal, `signal_number`; ``exit_code`` is 130 (SIGINT) or 143 (SIGTERM)."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")

@@ -26,15 +26,23 @@ class Verdict:
     """What was found of one patient."""
 
     patient: str
+    """The patient's id."""
     collector: str = ""
     """The name of its collector, where the run has several."""
     file: str | None = None
+    """Name of its file; None where it has none."""
     slides: int = 0
+    """How many slides it has."""
     expected: int = 0
+    """Windows of their plans."""
     written: int = 0
+    """Of these, those that have a row in the file."""
     none: int = 0
+    """Those for which the collector gave nothing."""
     skipped: int = 0
+    """Those whose pixels could not be read."""
     stopped: int = 0
+    """Those behind the place where the patient was stopped."""
     problems: list[str] = field(default_factory=list)
     """What is wrong; empty: everything is there."""
     unchecked: list[str] = field(default_factory=list)

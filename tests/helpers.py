@@ -5,6 +5,7 @@ Nothing here uses the code under test.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Collection, Sequence
@@ -78,12 +79,27 @@ def grid_windows(
 
 def level_image(path: Path, level: int, background: RGB = WHITE, margin: int = 0) -> UInt8Array:
     """(height, width, 3) uint8: a level read whole through OpenSlide, on background with `margin` pixels around it."""
+    found = path.stat()
+    pixels = _level_pixels(path, level, background, (found.st_ino, found.st_size, found.st_mtime_ns))
+    if not margin:
+        return pixels
+    height, width = pixels.shape[:2]
+    canvas = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
+    canvas[...] = background
+    canvas[margin : margin + height, margin : margin + width] = pixels
+    return canvas
+
+
+@functools.lru_cache(maxsize=32)  # most levels are read by the tests of every reader
+def _level_pixels(path: Path, level: int, background: RGB, version: tuple[int, int, int]) -> UInt8Array:
+    """A level read whole, read-only: the next caller gets the same."""
     with openslide.OpenSlide(path) as slide:
-        width, height = slide.level_dimensions[level]
-        pixels = slide.read_region((0, 0), level, (width, height))
-    canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), background)
-    canvas.paste(pixels, (margin, margin), mask=pixels.getchannel("A"))
-    return np.array(canvas)
+        pixels = slide.read_region((0, 0), level, slide.level_dimensions[level])
+    canvas = Image.new("RGB", pixels.size, background)
+    canvas.paste(pixels, mask=pixels.getchannel("A"))
+    image = np.array(canvas)
+    image.flags.writeable = False
+    return image
 
 
 def noise_levels(sizes: Sequence[tuple[int, int]], seed: int = 0) -> list[UInt8Array]:

@@ -74,7 +74,7 @@ def test_extreme_numbers_are_not_changed(value: float) -> None:
 @pytest.mark.parametrize(
     "value",
     [None, "a", b"a", 1j, object(), [1, None], [[1], [1, 2]], {"a": 1}, np.longdouble(1), np.array(["2020"], "M8[D]"), 1 << 70],
-    ids=lambda value: repr(value)[:20],
+    ids=lambda value: repr(value).partition(" at 0x")[0][:20],
 )
 def test_what_is_not_numeric_is_refused_naming_its_type(value: Any) -> None:
     with pytest.raises(PieceError, match=type(value).__name__):
@@ -187,7 +187,7 @@ def _endless() -> list[Any]:
         "\ud800",
         _endless(),
     ],
-    ids=lambda result: repr(result)[:25],
+    ids=lambda result: repr(result).partition(" at 0x")[0][:25],
 )
 def test_what_cannot_be_carried_is_refused(result: Any) -> None:
     with pytest.raises(PieceError, match="a result must be numbers, strings, arrays, and lists and dicts of them"):

@@ -25,6 +25,7 @@ from streamwsi.cli.keys import keys
 from streamwsi.cli.mask import mask
 from streamwsi.cli.render import render
 from streamwsi.cli.run import run
+from streamwsi.cli.show import show
 from streamwsi.cli.verify import verify
 from streamwsi.errors import Interrupted, RunError, StreamwsiError
 
@@ -35,7 +36,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, run, info, mask, render, verify, keys, doctor, demo):
+for command in (heatmap, run, info, mask, render, show, verify, keys, doctor, demo):
     cli.add_command(command)
 
 

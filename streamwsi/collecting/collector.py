@@ -105,7 +105,7 @@ class StreamCollector:
         raise NotImplementedError(f"{type(self).__name__} has mode 'collect' and must define collate")
 
     def start_collecting(self, loader: SlidingWindowLoader, writer: StreamWriter, **options: Any) -> Report:
-        """Run a pipeline with this collector; `options` are those of :class:`streamwsi.Pipeline`."""
+        """Run a pipeline of `loader`, this collector and `writer`; `options` are those of :class:`streamwsi.Pipeline`."""
         from streamwsi.pipeline.pipeline import Pipeline
 
         return cast("Report", Pipeline(loader, self, writer, **options).run())  # of one collector there is one

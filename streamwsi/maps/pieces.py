@@ -1,7 +1,8 @@
 """Read a patient file back.
 
 In: a ``.h5`` or ``.csv`` file that a writer of this package made, of one patient or of all.  Out: the Pieces of one slide, in
-the dtype and shape that the collector gave them.  Never opens a slide, and never passes over a missing or doubled window.
+the dtype and shape that the collector gave them, at once or in parts.  Never opens a slide, and never passes over a missing or
+doubled window.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUMBERS_AT_ONCE = 1 << 22
-"""How many numbers of a CSV file are parsed at once."""
+"""How many numbers of a file are in memory at once where it is read in parts, or parsed."""
+_ROWS_AT_ONCE = 1 << 18
+"""Windows in such a part, at most: each has a place and a size besides its values."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class SlidePlan:
     path: str
     """Where the slide lay during the run."""
     reader: str
+    """The reader that was used."""
     level: int
+    """The level read; 0 is the finest."""
     kernel: tuple[int, int]
     """(width, height) of a window, in pixels of the level read."""
     stride: tuple[int, int]
     """(x, y) steps, in pixels of the level read."""
     border: Border
+    """What happens at the edge."""
     downsample: float
     """Level-0 pixels per pixel of the level read."""
     extent: tuple[int, int]
@@ -63,7 +69,7 @@ class SlidePlan:
 
     @classmethod
     def of(cls, resolved: ResolvedSlide) -> SlidePlan:
-        """The plan of a slide as the record of its publication holds it."""
+        """The plan of a slide as the record of its publication holds it, `resolved`."""
         return cls(
             path=resolved.path,
             reader=resolved.info.reader,
@@ -104,7 +110,9 @@ class Pieces:
     """What a collector made of one slide: a row for each written window, in the order of the plan."""
 
     patient: str
+    """The patient's id."""
     slide: str
+    """The slide's id, in its patient."""
     index: Int64Array
     """(N,) int64: places in the plan."""
     coords: Int64Array
@@ -171,11 +179,37 @@ def read_pieces(path: str | os.PathLike[str], slide: str | None = None, patient:
 
 def load(path: Path, slide: str | None, patient: str | None, channel: int | str | None = None) -> Pieces:
     """As :func:`read_pieces`; with `channel`, only that one of the flattened values (its number or name) is read, as (N,)."""
-    file = _open(path)
-    patient, slide = _choose(path, file.slides(), slide, patient)
-    pieces, n_expected = file.read(patient, slide, channel)
-    _check(path, pieces, n_expected)
+    file, heading = _find(path, slide, patient, channel)
+    (pieces,) = _checked(path, file.parts(heading, whole=True), heading)
     return pieces
+
+
+@dataclass(frozen=True, eq=False)
+class PieceStream:
+    """The pieces of one slide, part by part: memory follows the part, not the slide."""
+
+    path: Path
+    patient: str
+    slide: str
+    columns: tuple[str, ...]
+    """Names of the flattened values that are read."""
+    plan: SlidePlan | None
+    """What the slide was resolved to; None for a CSV file without its record."""
+    _file: _HDF5Pieces | _CSVPieces
+    _heading: _Heading
+
+    def __iter__(self) -> Iterator[Pieces]:
+        """Parts in the order of the plan; the file is read anew each time.
+
+        Raises MapError as :func:`read_pieces` does, for a window that is missing at the end of the last part.
+        """
+        return _checked(self.path, self._file.parts(self._heading), self._heading)
+
+
+def stream(path: Path, slide: str | None, patient: str | None, channel: int | str | None = None) -> PieceStream:
+    """As :func:`load`, to be read in parts."""
+    file, heading = _find(path, slide, patient, channel)
+    return PieceStream(path, heading.patient, heading.slide, heading.columns, heading.plan, file, heading)
 
 
 def slides_in(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -186,6 +220,31 @@ def slides_in(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 def flattened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(N, ...) as (N, channels)."""
     return values.reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
+
+
+@dataclass(frozen=True)
+class _Heading:
+    """What a file says of a slide before its rows are read."""
+
+    patient: str
+    slide: str
+    columns: tuple[str, ...]
+    """Names of the flattened values that are to be read."""
+    plan: SlidePlan | None
+    channel: int | None
+    """Which of the flattened values is to be read; None: all."""
+    spec: ValueSpec | None
+    """Of all values; None where it is not known."""
+    n_expected: int | None
+    """How many windows have a row; None where it is not known."""
+
+
+def _find(
+    path: Path, slide: str | None, patient: str | None, channel: int | str | None
+) -> tuple[_HDF5Pieces | _CSVPieces, _Heading]:
+    file = _open(path)
+    patient, slide = _choose(path, file.slides(), slide, patient)
+    return file, file.heading(patient, slide, channel)
 
 
 def _open(path: Path) -> _HDF5Pieces | _CSVPieces:
@@ -215,20 +274,34 @@ def _choose(path: Path, slides: list[tuple[str, str]], slide: str | None, patien
     return fitting[0]
 
 
-def _check(path: Path, pieces: Pieces, n_expected: int | None) -> None:
-    """Raise MapError when a window is missing or stands in the file twice, or does not lie where the plan has it."""
-    where = f"{path}, slide {pieces.slide!r}"
-    steps = np.diff(pieces.index)
+def _checked(path: Path, parts: Iterator[Pieces], heading: _Heading) -> Iterator[Pieces]:
+    """The parts; raises MapError when a window is missing or stands there twice, or does not lie where the plan has it."""
+    where = f"{path}, slide {heading.slide!r}"
+    last: int | None = None
+    found = 0
+    for pieces in parts:
+        _check_order(where, pieces, last)
+        if heading.plan is not None and len(pieces):
+            _check_places(where, pieces, heading.plan.grid())
+        last = int(pieces.index[-1]) if len(pieces) else last
+        found += len(pieces)
+        yield pieces
+    if heading.n_expected is not None and found != heading.n_expected:
+        raise MapError(f"{where}: {found} windows, expected {heading.n_expected}; the file was changed after it was written")
+
+
+def _check_order(where: str, pieces: Pieces, last: int | None) -> None:
+    before = pieces.index[:0] if last is None else np.array([last], np.int64)
+    index = np.concatenate([before, pieces.index])
+    steps = np.diff(index)
     if (steps <= 0).any():
         row = int(np.argmax(steps <= 0)) + 1
-        window = pieces.index[row]
-        why = "stands there twice" if window in pieces.index[:row] else f"comes after window {pieces.index[row - 1]}"
+        window = index[row]
+        why = "stands there twice" if window in index[:row] else f"comes after window {index[row - 1]}"
         raise MapError(f"{where}: window {window} {why}; the file was changed after it was written")
-    if n_expected is not None and len(pieces) != n_expected:
-        raise MapError(f"{where}: {len(pieces)} windows, expected {n_expected}; the file was changed after it was written")
-    if pieces.plan is None or not len(pieces):
-        return
-    grid = pieces.plan.grid()
+
+
+def _check_places(where: str, pieces: Pieces, grid: Grid) -> None:
     if pieces.index[0] < 0 or pieces.index[-1] >= len(grid):
         strange = pieces.index[0] if pieces.index[0] < 0 else pieces.index[-1]
         raise MapError(f"{where}: window {strange} is not in the plan, which has {len(grid)}")
@@ -266,34 +339,55 @@ class _HDF5Pieces:
         with self._opened() as file:
             return list(self._groups(file))
 
-    def read(self, patient: str, slide: str, channel: int | str | None) -> tuple[Pieces, int]:
-        """The pieces of a slide, and how many there should be."""
+    def heading(self, patient: str, slide: str, channel: int | str | None) -> _Heading:
+        """What the file says of a slide."""
         with self._opened() as file:
             group = file[self._groups(file)[patient, slide]]
             try:
                 plan = SlidePlan.from_attributes(group["coords"].attrs)
-                features = group["features"]
-                index, coords, not_written = group["index"][:], group["coords"][:], group["not_written"][:]
+                features, not_written = group["features"], group["not_written"][:]
+                lengths = [len(group[name]) for name in ("index", "coords", "features")]
             except KeyError as error:
                 raise MapError(f"{self._path} was not written by streamwsi: {error.args[0]}") from error
             names = group["columns"].asstr()[:] if "columns" in group else features.attrs.get("columns")
             spec = ValueSpec(features.dtype.name, features.shape[1:], None if names is None else tuple(map(str, names)))
-            columns = spec.column_names
-            if channel is None:
-                values = features[:]
-            else:
-                number = _channel_number(self._path, columns, channel)
-                place = map(int, np.unravel_index(number, spec.shape))
-                values = features[tuple((slice(None), *place))]
-                columns = (columns[number],)
-        if not len(index) == len(coords) == len(values):
-            raise MapError(f"{self._path}, slide {slide!r}: {len(index)} windows, {len(coords)} coords, {len(values)} features")
-        grid = plan.grid()
-        inside = (index >= 0) & (index < len(grid))
-        size = grid.windows(np.where(inside, index, 0)).size if len(grid) else np.empty((0, 2), np.int64)
-        pieces = Pieces(patient, slide, index, coords, size, plan.level, values, columns, plan)
+        if len(set(lengths)) > 1:
+            windows, coords, values = lengths
+            raise MapError(f"{self._path}, slide {slide!r}: {windows} windows, {coords} coords, {values} features")
+        columns, number = spec.column_names, None
+        if channel is not None:
+            number = _channel_number(self._path, columns, channel)
+            columns = (columns[number],)
         without_row = int((not_written[:, 1] - not_written[:, 0] + 1).sum())
-        return pieces, len(grid) - without_row
+        return _Heading(patient, slide, columns, plan, number, spec, len(plan.grid()) - without_row)
+
+    def parts(self, heading: _Heading, whole: bool = False) -> Iterator[Pieces]:
+        """The pieces of a slide in parts, or in one."""
+        plan, spec = heading.plan, heading.spec
+        if plan is None or spec is None:
+            raise MapError(f"{self._path}: the plan of slide {heading.slide!r} is not known")
+        grid = plan.grid()
+        place = () if heading.channel is None else tuple(map(int, np.unravel_index(heading.channel, spec.shape)))
+        with self._opened() as file:
+            group = file[self._groups(file)[heading.patient, heading.slide]]
+            features, n_rows = group["features"], len(group["index"])
+            step = max(n_rows, 1) if whole else max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(heading.columns))))
+            for first in range(0, max(n_rows, 1), step):
+                rows = slice(first, first + step)
+                index = group["index"][rows]
+                inside = (index >= 0) & (index < len(grid))
+                size = grid.windows(np.where(inside, index, 0)).size if len(grid) else np.empty((0, 2), np.int64)
+                yield Pieces(
+                    heading.patient,
+                    heading.slide,
+                    index,
+                    group["coords"][rows],
+                    size,
+                    plan.level,
+                    features[tuple((rows, *place))],
+                    heading.columns,
+                    plan,
+                )
 
     def _opened(self) -> Any:
         # Locks fail on some network file systems, and a published file does not change any more; but a file that is open in
@@ -353,44 +447,55 @@ class _CSVPieces:
             found |= dict.fromkeys(zip(owners, table[int(self._of_all)], strict=True))
         return list(found)
 
-    def read(self, patient: str, slide: str, channel: int | str | None) -> tuple[Pieces, int | None]:
-        """The pieces of a slide, and how many there should be where that is known."""
+    def heading(self, patient: str, slide: str, channel: int | str | None) -> _Heading:
+        """What the records say of a slide."""
         record = next((record for record in self._records() if record.patient_id == patient), None)
         published = next((own for own in record.slides if own.resolved.id == slide), None) if record else None
         spec = record.values if record else self._values_of_run()
-        columns, chosen = self._columns, list(range(len(self._columns)))
+        columns, number = self._columns, None
         if channel is not None:
-            chosen = [_channel_number(self._path, columns, channel)]
-            columns = (columns[chosen[0]],)
+            number = _channel_number(self._path, columns, channel)
+            columns = (columns[number],)
         if spec is not None and spec.column_names != self._columns:
             raise MapError(f"{self._path} has columns {self._columns}, its record says {spec.column_names}")
-        places, parsed = self._rows(patient, slide, [self._lead + number for number in chosen], spec)
-        values = _as_sent(parsed, spec, columns)
-        if channel is not None:
-            values = flattened(values)[:, 0]
         plan = SlidePlan.of(published.resolved) if published else None
-        level = plan.level if plan else int(places[0, 3]) if len(places) else None
-        pieces = Pieces(patient, slide, places[:, 0], places[:, 1:3], places[:, 4:], level, values, columns, plan)
-        return pieces, published.written if published else None
+        return _Heading(patient, slide, columns, plan, number, spec, published.written if published else None)
 
-    def _rows(
-        self, patient: str, slide: str, numbers: list[int], spec: ValueSpec | None
-    ) -> tuple[Int64Array, list[npt.NDArray[Any]]]:
-        """A slide's (N, 6) int64 of index, x, y, level, width, height, and each of the columns `numbers`, (N,)."""
+    def parts(self, heading: _Heading, whole: bool = False) -> Iterator[Pieces]:
+        """The pieces of a slide in parts, or in one."""
+        chosen = range(len(self._columns)) if heading.channel is None else [heading.channel]
+        rows = self._rows(heading, [self._lead + number for number in chosen])
+        if whole:
+            rows = iter([_joined(list(rows), len(chosen))])
+        for places, parsed in rows:
+            values = _as_sent(parsed, heading.spec, heading.columns)
+            if heading.channel is not None:
+                values = flattened(values)[:, 0]
+            level = heading.plan.level if heading.plan else int(places[0, 3]) if len(places) else None
+            yield Pieces(
+                heading.patient,
+                heading.slide,
+                places[:, 0],
+                places[:, 1:3],
+                places[:, 4:],
+                level,
+                values,
+                heading.columns,
+                heading.plan,
+            )
+
+    def _rows(self, heading: _Heading, numbers: list[int]) -> Iterator[_Rows]:
+        """A slide's rows, as many at a time as are parsed at once."""
         ids = 1 + self._of_all
-        dtypes = dict.fromkeys(numbers, _parsed_as(spec)) if spec else {}
-        places: list[Int64Array] = [np.empty((0, self._lead - ids), np.int64)]
-        parts: list[list[npt.NDArray[Any]]] = [[] for _ in numbers]
+        dtypes = dict.fromkeys(numbers, _parsed_as(heading.spec)) if heading.spec else {}
         for table in self._tables([*range(self._lead), *numbers], dtypes):
-            wanted = table[ids - 1] == slide
+            wanted = table[ids - 1] == heading.slide
             if self._of_all:
-                wanted &= table[0] == patient
+                wanted &= table[0] == heading.patient
             rows = table[wanted]
             if len(rows):
-                places.append(rows[list(range(ids, self._lead))].to_numpy())
-                for part, number in zip(parts, numbers, strict=True):
-                    part.append(rows[number].to_numpy())
-        return np.concatenate(places), [_joined(part) for part in parts]
+                places = rows[list(range(ids, self._lead))].to_numpy()
+                yield places, [rows[number].to_numpy() for number in numbers]
 
     def _tables(self, columns: list[int], dtypes: dict[int, npt.DTypeLike]) -> Iterator[pd.DataFrame]:
         """Parts of these columns, some million numbers at a time, called by their numbers."""
@@ -410,7 +515,7 @@ class _CSVPieces:
                 dtype={number: kinds[number] for number in columns if number in kinds},
                 keep_default_na=False,
                 na_values=missing,
-                chunksize=max(1, _NUMBERS_AT_ONCE // len(columns)),
+                chunksize=max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // len(columns))),
                 encoding="utf-8",
                 **exact,
             ) as parts:
@@ -432,6 +537,10 @@ class _CSVPieces:
         """What the run's own file says of its values."""
         run = _decoded(self._layout.run_file, _RunValues)
         return run.values if run else None
+
+
+_Rows = tuple[Int64Array, list[npt.NDArray[Any]]]
+"""(N, 6) int64 of index, x, y, level, width, height, and each of the columns, (N,)."""
 
 
 class _RunValues(msgspec.Struct):
@@ -468,9 +577,12 @@ def _as_sent(parsed: list[npt.NDArray[Any]], spec: ValueSpec | None, columns: tu
     return flat[:, 0] if columns == ("value",) else flat
 
 
-def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Parts of a column whose dtypes were guessed one by one, in one dtype that holds them all."""
-    return np.concatenate([part.astype(_common(parts)) for part in parts]) if parts else np.empty(0)
+def _joined(rows: list[_Rows], n_columns: int) -> _Rows:
+    """Parts whose dtypes were guessed one by one, as one: each column in one dtype that holds them all."""
+    places = np.concatenate([np.empty((0, len(WINDOW_COLUMNS) - 1), np.int64), *(places for places, _ in rows)])
+    columns = [[parsed[number] for _, parsed in rows] for number in range(n_columns)]
+    joined = [np.concatenate([part.astype(_common(parts)) for part in parts]) if parts else np.empty(0) for parts in columns]
+    return places, joined
 
 
 def _stacked(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

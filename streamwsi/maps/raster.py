@@ -1,10 +1,12 @@
 """Place pieces back on the slide.
 
-In: the pieces of a slide.  Out: a Map: the mean of the windows on each cell of a grid.  Never opens a slide, never draws.
+In: the pieces of a slide, at once or in parts.  Out: a Map: the mean of the windows on each cell of a grid.  Memory follows the
+map and the parts, not the number of windows.  Never opens a slide, never draws.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +18,13 @@ import numpy.typing as npt
 
 from streamwsi.errors import MapError
 from streamwsi.geometry import Grid, Int64Array, axis_sizes
-from streamwsi.maps.pieces import Pieces, SlidePlan, flattened, load
+from streamwsi.maps.pieces import Pieces, PieceStream, SlidePlan, flattened, load
 
 Float64Array = npt.NDArray[np.float64]
 _CHANNELS_AT_ONCE = 16
 """Channels that are placed together: their sums lie in memory besides the map."""
+_WINDOWS_AT_ONCE = 1 << 20
+"""Places in the plan that are looked at together, whether or not they have a value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,9 @@ class Map:
     columns: tuple[str, ...]
     """(channels,): names of the values."""
     patient: str
+    """The patient's id."""
     slide: str
+    """The slide's id, in its patient."""
     plan: SlidePlan
     """What the slide was resolved to."""
 
@@ -48,6 +54,18 @@ class _Overlaps:
     n_cells: int
     parts: list[tuple[Int64Array, Int64Array, Float64Array]]
     """(cells, windows, lengths of their overlap); all lengths are above 0."""
+
+    def of(self, first: int, stop: int) -> tuple[int, _Overlaps]:
+        """The same for the windows from `first` to before `stop` alone, and the cell that is its first."""
+        cut = [(part, slice(*np.searchsorted(part[1], (first, stop)))) for part in self.parts]
+        parts = [(cells[some], windows[some] - first, lengths[some]) for (cells, windows, lengths), some in cut]
+        touched = [cells for cells, _, _ in parts if len(cells)]
+        if not touched:
+            return 0, _Overlaps(0, [])
+        lowest, highest = min(int(cells[0]) for cells in touched), max(int(cells[-1]) for cells in touched)
+        return lowest, _Overlaps(
+            highest + 1 - lowest, [(cells - lowest, windows, lengths) for cells, windows, lengths in parts]
+        )
 
     def sum(self, table: Float64Array) -> Float64Array:
         """(windows, m) → (cells, m): for each cell, the sum of its windows' rows times the length of the overlap."""
@@ -71,17 +89,15 @@ def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: st
     return place(load(Path(path), slide, patient))
 
 
-def place(pieces: Pieces, coarser: int = 1) -> Map:
+def place(pieces: Pieces | PieceStream, coarser: int = 1) -> Map:
     """The map of `pieces`, on cells `coarser` times as wide and high as the stride. Raises MapError without a plan."""
-    plan = pieces.plan
-    if plan is None:
-        raise MapError(
-            f"patient {pieces.patient!r}, slide {pieces.slide!r}: the file lies without its record, so the size of the slide "
-            "and the stride are not known; read it in the output folder of its run, or use HDF5"
-        )
+    plan = plan_of(pieces)
     cell = (plan.stride[0] * coarser, plan.stride[1] * coarser)
+    sums = _Sums(plan.grid(), cell, len(pieces.columns))
+    for part in pieces if isinstance(pieces, PieceStream) else [pieces]:
+        sums.add(part.index, flattened(part.values))
     return Map(
-        values=rasterize(plan.grid(), pieces.index, flattened(pieces.values), cell),
+        values=sums.means(),
         x_edges=_edges_l0(plan.extent[0], cell[0], plan.downsample, plan.extent_l0[0]),
         y_edges=_edges_l0(plan.extent[1], cell[1], plan.downsample, plan.extent_l0[1]),
         columns=pieces.columns,
@@ -89,6 +105,35 @@ def place(pieces: Pieces, coarser: int = 1) -> Map:
         slide=pieces.slide,
         plan=plan,
     )
+
+
+def plan_of(pieces: Pieces | PieceStream) -> SlidePlan:
+    """Where the windows lie on the slide; MapError where that is not known."""
+    if pieces.plan is None:
+        raise MapError(
+            f"patient {pieces.patient!r}, slide {pieces.slide!r}: the file lies without its record, so the size of the slide "
+            "and the stride are not known; read it in the output folder of its run, or use HDF5"
+        )
+    return pieces.plan
+
+
+def coarser_for(plan: SlidePlan, size: tuple[int, int]) -> int:
+    """How many strides to make a cell of, so that a map does not have more cells than (columns, rows) `size`."""
+    cells = [extent / stride for extent, stride in zip(plan.extent, plan.stride, strict=True)]
+    return max(1, *(math.ceil(n_cells / n_px) for n_cells, n_px in zip(cells, size, strict=True)))
+
+
+def halved(heat: Map) -> Map:
+    """The map on cells twice as wide and high: means of those that have a value, NaN where none has."""
+    rows, columns, channels = heat.values.shape
+    even = np.full((rows + rows % 2, columns + columns % 2, channels), np.nan)
+    even[:rows, :columns] = heat.values
+    fours = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels).swapaxes(1, 2)
+    known = ~np.isnan(fours)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where none is known, inf - inf
+        values = np.where(known, fours, 0).sum(axis=(2, 3)) / known.sum(axis=(2, 3))
+    edges = [np.append(edges[:-1:2], edges[-1]) for edges in (heat.x_edges, heat.y_edges)]
+    return Map(values, edges[0], edges[1], heat.columns, heat.patient, heat.slide, heat.plan)
 
 
 def rasterize(grid: Grid, index: Int64Array, values: npt.NDArray[Any], cell: tuple[int, int]) -> Float64Array:
@@ -99,7 +144,7 @@ def rasterize(grid: Grid, index: Int64Array, values: npt.NDArray[Any], cell: tup
     grid
         All windows of the slide.
     index
-        (N,) int64: places in the plan of the windows that have a value, each once.
+        (N,) int64, ascending: places in the plan of the windows that have a value.
     values
         (N, channels) of numbers.
     cell
@@ -109,28 +154,64 @@ def rasterize(grid: Grid, index: Int64Array, values: npt.NDArray[Any], cell: tup
     -------
     (rows, columns, channels) float64; NaN where no window lies, and where one that is NaN does.
     """
+    sums = _Sums(grid, cell, values.shape[1])
+    sums.add(index, values)
+    return sums.means()
+
+
+class _Sums:
+    """Sums over cells of windows that come in parts: the values times the area of the overlap, and the area."""
+
     # The area that a window and a cell share is a product of two lengths, one along each axis, so that all windows can be
     # summed along one axis and then along the other.
-    down = _overlaps(grid.ys, axis_sizes(grid.ys, grid.extent[1], grid.kernel[1], grid.border), grid.extent[1], cell[1])
-    across = _overlaps(grid.xs, axis_sizes(grid.xs, grid.extent[0], grid.kernel[0], grid.border), grid.extent[0], cell[0])
-    covered = _over_both(grid, index, np.ones((len(index), 1)), down, across)
-    means = np.empty((down.n_cells, across.n_cells, values.shape[1]))
-    for first in range(0, values.shape[1], _CHANNELS_AT_ONCE):
-        some = slice(first, first + _CHANNELS_AT_ONCE)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no window lies, inf - inf where such windows meet
-            means[..., some] = _over_both(grid, index, values[:, some], down, across) / covered
-    return means
 
+    def __init__(self, grid: Grid, cell: tuple[int, int], channels: int) -> None:
+        self._grid = grid
+        self._down = _overlaps(
+            grid.ys, axis_sizes(grid.ys, grid.extent[1], grid.kernel[1], grid.border), grid.extent[1], cell[1]
+        )
+        self._across = _overlaps(
+            grid.xs, axis_sizes(grid.xs, grid.extent[0], grid.kernel[0], grid.border), grid.extent[0], cell[0]
+        )
+        self._values = np.zeros((self._down.n_cells, self._across.n_cells, channels))
+        self._areas = np.zeros((self._down.n_cells, self._across.n_cells, 1))
 
-def _over_both(grid: Grid, index: Int64Array, values: npt.NDArray[Any], down: _Overlaps, across: _Overlaps) -> Float64Array:
-    """(rows, columns, channels) of cells: sums of the values, each times the area of the overlap."""
-    (rows, columns), channels = grid.shape, values.shape[1]
-    windows = np.zeros((rows * columns, channels))
-    windows[index] = values
-    with np.errstate(invalid="ignore"):
-        summed = down.sum(windows.reshape(rows, columns * channels)).reshape(down.n_cells, columns, channels)
-        turned = np.moveaxis(summed, 1, 0).reshape(columns, down.n_cells * channels)
-        return np.moveaxis(across.sum(turned).reshape(across.n_cells, down.n_cells, channels), 0, 1)
+    def add(self, index: Int64Array, values: npt.NDArray[Any]) -> None:
+        """Add windows, (n,) places in the plan, ascending, each given once in all; `values` are (n, channels)."""
+        if not len(index):
+            return
+        columns = self._grid.shape[1]
+        step = max(1, _WINDOWS_AT_ONCE // columns)
+        for first in range(int(index[0]) // columns, int(index[-1]) // columns + 1, step):
+            rows = slice(*np.searchsorted(index, (first * columns, (first + step) * columns)))
+            self._add_rows(first, min(first + step, self._grid.shape[0]), index[rows], values[rows])
+
+    def means(self) -> Float64Array:
+        """(rows, columns, channels) float64; NaN where no window lies. Nothing can be added afterwards."""
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no window lies
+            self._values /= self._areas
+        return self._values
+
+    def _add_rows(self, first: int, stop: int, index: Int64Array, values: npt.NDArray[Any]) -> None:
+        """Add windows of these rows of the plan."""
+        top, down = self._down.of(first, stop)
+        cells = slice(top, top + down.n_cells)
+        places = index - first * self._grid.shape[1]
+        self._areas[cells] += self._over_both(stop - first, places, np.ones((len(index), 1)), down)
+        for channel in range(0, values.shape[1], _CHANNELS_AT_ONCE):
+            some = slice(channel, channel + _CHANNELS_AT_ONCE)
+            with np.errstate(invalid="ignore"):  # inf - inf where such windows meet
+                self._values[cells, :, some] += self._over_both(stop - first, places, values[:, some], down)
+
+    def _over_both(self, n_rows: int, places: Int64Array, values: npt.NDArray[Any], down: _Overlaps) -> Float64Array:
+        """(rows, columns, channels) of cells: sums of the values, each times the area of the overlap."""
+        columns, channels = self._grid.shape[1], values.shape[1]
+        windows = np.zeros((n_rows * columns, channels))
+        windows[places] = values
+        with np.errstate(invalid="ignore"):
+            summed = down.sum(windows.reshape(n_rows, columns * channels)).reshape(down.n_cells, columns, channels)
+            turned = np.moveaxis(summed, 1, 0).reshape(columns, down.n_cells * channels)
+            return np.moveaxis(self._across.sum(turned).reshape(self._across.n_cells, down.n_cells, channels), 0, 1)
 
 
 def _overlaps(starts: Int64Array, sizes: Int64Array, extent_px: int, cell_px: int) -> _Overlaps:

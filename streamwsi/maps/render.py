@@ -1,36 +1,42 @@
-"""Lay a map over the slide's thumbnail.
+"""Pictures of one slide's map: over its thumbnail, beside it, alone, or as a TIFF for viewers.
 
-In: a patient file, and the slide it is of.  Out: a picture.  Memory follows the picture's size, not the map's; matplotlib's
-global state is not touched.
+In: a patient file, and the slide it is of.  Out: a picture.  Memory follows the picture's size, not the map's or the slide's.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from streamwsi.chunks import UInt8Array
+from streamwsi.config import one_of
 from streamwsi.errors import ConfigError, MapError, SlideError
-from streamwsi.maps.pieces import Pieces, SlidePlan, load, slides_in
-from streamwsi.maps.raster import Map, place
+from streamwsi.maps.colours import Colouring, Range, Scale
+from streamwsi.maps.pieces import PieceStream, SlidePlan, slides_in, stream
+from streamwsi.maps.pyramid import cells_at, level_sizes, write_pyramid
+from streamwsi.maps.raster import Map, coarser_for, place, plan_of
+from streamwsi.maps.resolution import believable_mpp
+from streamwsi.maps.sheet import DPI, Sheet, Words, draw
 from streamwsi.slides.reader import open_slide
 from streamwsi.writing.layout import renamed_when_whole
 
-if TYPE_CHECKING:
-    from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
-
-_LEAST_WIDTH_PX = 200
-_DPI = 100
-_GREY = "0.35"
+View = Literal["overlay", "side-by-side", "map"]
+VIEWS: tuple[View, ...] = get_args(View)
+WIDTH_PX = 1600
+"""Of a picture, by default."""
+LEAST_WIDTH_PX = 200
+_PYRAMID_WIDTH_PX = 16384
+"""Of a TIFF, by default, at most: the map's cells are larger than its pixels, or nobody can tell."""
+_CELLS_AT_MOST = 4096
+"""Of a TIFF's map, along each axis."""
+_PYRAMIDS = (".tif", ".tiff")
+_JPEG_QUALITY = 92
+_STRIP_ROWS = 256
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 """Of red, green and blue. Source: ITU-R BT.709."""
 
@@ -41,40 +47,55 @@ def render(
     slide: str | None = None,
     channel: int | str = 0,
     *,
+    view: View = "overlay",
     patient: str | None = None,
     slide_path: str | os.PathLike[str] | None = None,
     cmap: str = "viridis",
     alpha: float = 0.5,
     vmin: float | None = None,
     vmax: float | None = None,
-    width_px: int = 1600,
+    threshold: float | None = None,
+    width_px: int | None = None,
     title: str | None = None,
+    format: str = "png",
 ) -> Path:
-    """Lay the map of one slide over its thumbnail, with a colour bar and a title; returns the picture's path.
+    """Draw the map of one slide, with a colour bar, a scale bar and a title; returns the picture's path.
 
-    Where nothing was processed, and where a value is NaN, the tissue stays as it is.
+    Where nothing was processed, where a value is NaN, and below `threshold`, there is no colour: the tissue stays as it is, and
+    the map alone is white.
 
     Parameters
     ----------
     path, slide, patient
         As for :func:`~streamwsi.maps.pieces.read_pieces`.
     target
-        The picture, or a folder for it; its ending says the format. By default ``<patient>[_<slide>]_<column>.png`` beside
-        `path`, with the slide where the patient has several.
+        The picture, or a folder for it; its ending says the format: ``.png``, ``.jpg``, or another of matplotlib's. A ``.tif``
+        or ``.tiff`` is a tiled pyramid of the colours alone, opaque, of exactly the slide's extent, for viewers such as QuPath;
+        the slide is not opened for it, and `view`, `alpha` and `title` do not matter. By default
+        ``<patient>[_<slide>]_<column>[_<view>].<format>`` beside `path`, with the slide where the patient has several, and
+        the view where it is no overlay.
     channel
         Which of the flattened values: its number, from 0, or its column's name.
+    view
+        ``"overlay"``: over the slide's thumbnail; ``"side-by-side"``: the thumbnail, and the map beside it (or below, where
+        the slide is wide); ``"map"``: the map alone, for which the slide is not opened.
     slide_path
         Where the slide lies now, or a folder that holds it under its old name; by default where it lay during the run.
     cmap
         Name of one of matplotlib's colour maps.
     alpha
-        Opacity of the map, from 0 to 1. Under the map the tissue is grey, so that the colours are those of the colour bar.
+        Opacity of an overlay, from 0 to 1. Under the map the tissue is grey, so that the colours are those of the colour bar.
     vmin, vmax
-        Values at the ends of the colour bar; by default the least and the greatest of the map.
+        Values at the ends of the colour bar; by default the least and the greatest that are coloured.
+    threshold
+        Values below it are not coloured.
     width_px
-        Width of the whole picture, at least 200; a narrow slide's picture may be narrower.
+        Width of the whole picture, at least 200, by default 1600; a narrow slide's picture may be narrower. Of a TIFF: of the
+        slide in it, by default the slide's own, and 16384 at most.
     title
         By default the patient, and the slide where it is called otherwise.
+    format
+        The ending of the picture's name, where `target` does not give one.
 
     Raises
     ------
@@ -83,26 +104,32 @@ def render(
     MapError
         When the pieces cannot be read back, or the slide is missing or is another one.
     """
-    if width_px < _LEAST_WIDTH_PX:
-        raise ConfigError(f"width_px must be at least {_LEAST_WIDTH_PX}, got {width_px}")
-    colours = _colours(cmap, alpha)
+    if width_px is not None and width_px < LEAST_WIDTH_PX:
+        raise ConfigError(f"width_px must be at least {LEAST_WIDTH_PX}, got {width_px}")
+    one_of(view, VIEWS, "view")
+    colouring = Colouring(cmap, alpha, vmin, vmax, threshold)
+    opacity = alpha if view == "overlay" else 1.0
     path = Path(path)
-    pieces = load(path, slide, patient, channel)
-    target = _target(path, target, pieces, several=len([own for own, _ in slides_in(path) if own == pieces.patient]) > 1)
-    if pieces.plan is None:
-        place(pieces)  # says why not
-        raise MapError(f"{path}: the plan of slide {pieces.slide!r} is not known")
-    layout = _Sheet.of(pieces.plan.extent_l0, width_px)
-    heat = place(pieces, coarser=_cells_per_pixel(pieces.plan, layout.size))
-    norm, extend = _norm(heat, vmin, vmax)
-    tissue = _thumbnail(pieces.plan, slide_path, layout.size)
-    figure = layout.figure()
-    _draw_slide(figure, layout, overlay(tissue, heat, colours, norm, alpha), pieces.plan)
-    _draw_bar(figure, layout, colours, norm, extend, alpha, label=pieces.columns[0])
+    pieces = stream(path, slide, patient, channel)
+    several = len([own for own, _ in slides_in(path) if own == pieces.patient]) > 1
+    target = _target(
+        path, target, _name(path, pieces, several, "overlay" if f".{format}" in _PYRAMIDS else view) + f".{format}"
+    )
+    plan = plan_of(pieces)
+    if target.suffix.lower() in _PYRAMIDS:
+        _render_pyramid(target, pieces, plan, colouring, width_px)
+        return target
+    sheet = Sheet.of(plan.extent_l0, WIDTH_PX if width_px is None else width_px, 1 + (view == "side-by-side"))
+    heat = place(pieces, coarser_for(plan, sheet.size))
+    found = colouring.range_of(heat.values)
+    scale = colouring.scale(found)
+    panels = _panels(view, heat, scale, opacity, sheet.size, slide_path)
+    mpp = believable_mpp(plan.mpp, plan.extent_l0)
+    per_px = None if mpp is None else (mpp[0] * plan.extent_l0[0] / sheet.size[0], mpp[1] * plan.extent_l0[1] / sheet.size[1])
     name = pieces.patient if pieces.slide == pieces.patient else f"{pieces.patient} – {pieces.slide}"
-    _draw_texts(figure, layout, name if title is None else title, heat)
-    with renamed_when_whole(target) as temporary:
-        figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=_DPI)
+    words = Words(name if title is None else title, _about(plan), _note(plan, found, threshold), pieces.columns[0])
+    figure = draw(sheet, panels, scale, opacity, words, per_px)
+    save(figure, target)
     return target
 
 
@@ -142,111 +169,29 @@ def render_all(folder: str | os.PathLike[str], target: str | os.PathLike[str] | 
     return list(pictures)
 
 
-def overlay(tissue: UInt8Array, heat: Map, colours: Colormap, norm: Normalize, alpha: float) -> UInt8Array:
+def overlay(tissue: UInt8Array, heat: Map, scale: Scale, alpha: float) -> UInt8Array:
     """(height, width, 3) uint8: the first channel of `heat` in colour over `tissue`, the whole slide in the same shape."""
-    height, width = tissue.shape[:2]
-    rows = _cells_at(height, heat.y_edges)
-    columns = _cells_at(width, heat.x_edges)
+    colours, coloured = scale.rgb(heat.values[..., 0]), scale.coloured(heat.values[..., 0])
+    rows, columns = cells_at(tissue.shape[0], heat.y_edges), cells_at(tissue.shape[1], heat.x_edges)
     picture = np.empty_like(tissue)
-    for first in range(0, height, 256):  # a strip at a time: colours are four floats a pixel
-        strip = slice(first, first + 256)
-        shown = heat.values[rows[strip, None], columns, 0]
-        rgba = colours(norm(np.ma.masked_invalid(shown) if np.isnan(shown).any() else shown))
+    for first in range(0, len(rows), _STRIP_ROWS):
+        strip = slice(first, first + _STRIP_ROWS)
+        shown = rows[strip, None], columns
         # under the colours the tissue is grey: mixed with pink, they would not be those of the colour bar
         grey = np.rint(tissue[strip] @ _LUMINANCE)[..., None]
-        mixed = np.rint(grey * (1 - alpha) + 255 * rgba[..., :3] * alpha)
-        picture[strip] = np.where(np.isnan(shown)[..., None], tissue[strip], mixed)
+        mixed = np.rint(grey * (1 - alpha) + colours[shown] * alpha)
+        picture[strip] = np.where(coloured[shown][..., None], mixed, tissue[strip])
     return picture
 
 
-def _cells_at(n_px: int, edges_l0: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-    """The cell in which the centre of each of `n_px` pixels lies, (n_px,)."""
-    centres_l0 = (np.arange(n_px) + 0.5) * edges_l0[-1] / n_px
-    cells: npt.NDArray[np.intp] = np.searchsorted(edges_l0, centres_l0, side="right") - 1
-    return cells
+def map_picture(heat: Map, scale: Scale, size: tuple[int, int]) -> UInt8Array:
+    """(height, width, 3) uint8 of this (width, height): the first channel of `heat` in colour, the whole slide."""
+    rows, columns = cells_at(size[1], heat.y_edges), cells_at(size[0], heat.x_edges)
+    return scale.rgb(heat.values[..., 0])[rows[:, None], columns]
 
 
-def _cells_per_pixel(plan: SlidePlan, size: tuple[int, int]) -> int:
-    """How many cells to take together along each axis, so that a picture does not have more of them than pixels."""
-    cells = [extent / stride for extent, stride in zip(plan.extent, plan.stride, strict=True)]
-    return max(1, *(math.ceil(n_cells / n_px) for n_cells, n_px in zip(cells, size, strict=True)))
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """Where things stand in the picture, in its pixels, from its upper left corner."""
-
-    width: int
-    height: int
-    unit: float
-    """Pixels of what is one pixel in a picture 1600 wide."""
-    left: int
-    top: int
-    size: tuple[int, int]
-    """(width, height) of the slide's picture."""
-    bar_height: int
-
-    @classmethod
-    def of(cls, extent_l0: tuple[int, int], width_px: int) -> _Sheet:
-        """Fit a slide of (width, height) `extent_l0` into a picture of this width, at most a quarter taller than wide."""
-        unit = width_px / 1600
-        left, right, top, bottom = (round(side * unit) for side in (50, 240, 130, 90))
-        room = (width_px - left - right, 1.25 * width_px)
-        scale = min(space / side for space, side in zip(room, extent_l0, strict=True))
-        size = max(1, round(extent_l0[0] * scale)), max(1, round(extent_l0[1] * scale))
-        bar_height = max(size[1], round(300 * unit))
-        width = max(left + size[0] + right, width_px * 5 // 8)
-        return cls(width, top + bar_height + bottom, unit, left, top, size, bar_height)
-
-    def figure(self) -> Figure:
-        """An empty figure of this size, which belongs to no backend."""
-        from matplotlib.figure import Figure
-
-        return Figure(figsize=(self.width / _DPI, self.height / _DPI), dpi=_DPI, facecolor="white")
-
-    def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """(left, bottom, width, height) as matplotlib has it, in parts of the figure."""
-        return left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
-
-    def points(self, px: float) -> float:
-        """A length in units as typographic points."""
-        return px * self.unit * 72 / _DPI
-
-
-def _colours(cmap: str, alpha: float) -> Colormap:
-    import matplotlib
-
-    if cmap not in matplotlib.colormaps:
-        raise ConfigError(
-            f"cmap must be the name of one of matplotlib's colour maps (viridis, magma, coolwarm, …), got {cmap!r}"
-        )
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha must be from 0 to 1, got {alpha}")
-    return matplotlib.colormaps[cmap]
-
-
-def _norm(heat: Map, vmin: float | None, vmax: float | None) -> tuple[Normalize, str]:
-    """The scale of the colours, and at which ends values lie outside it."""
-    from matplotlib.colors import Normalize
-
-    values = heat.values[np.isfinite(heat.values)]
-    low = float(values.min(initial=np.inf)) if vmin is None else vmin
-    high = float(values.max(initial=-np.inf)) if vmax is None else vmax
-    if vmin is not None and vmax is not None and not vmin < vmax:
-        raise ConfigError(f"vmin must be below vmax, got {vmin} and {vmax}")
-    if not len(values):
-        low, high = (0.0 if vmin is None else vmin), (1.0 if vmax is None else vmax)
-    if not low < high:  # a map of one value, or one that lies wholly outside the end that was given
-        room = max(abs(low), abs(high), 1.0) / 2
-        low, high = (low if vmin is not None else high - room), (high if vmax is not None else low + room)
-    below, above = bool((heat.values < low).any()), bool((heat.values > high).any())
-    return Normalize(low, high), {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
-        (below, above), "both"
-    )
-
-
-def _thumbnail(plan: SlidePlan, slide_path: str | os.PathLike[str] | None, size: tuple[int, int]) -> UInt8Array:
-    """(height, width, 3) uint8: the whole slide in this (width, height)."""
+def thumbnail(plan: SlidePlan, slide_path: str | os.PathLike[str] | None, size: tuple[int, int]) -> UInt8Array:
+    """(height, width, 3) uint8: the whole slide in this (width, height). Raises MapError when it is not at hand."""
     path = Path(plan.path if slide_path is None else slide_path)
     if slide_path is not None and path.is_dir():
         path = path / Path(plan.path).name
@@ -258,102 +203,89 @@ def _thumbnail(plan: SlidePlan, slide_path: str | os.PathLike[str] | None, size:
                 raise MapError(
                     f"{path} is another slide: it has {reader.info.dimensions} pixels, the map's has {plan.extent_l0}"
                 )
-            thumbnail = reader.thumbnail(max(size))
+            small = reader.thumbnail(max(size))
     except SlideError as error:
         raise MapError(f"the thumbnail cannot be made: {error}") from error
-    return np.asarray(Image.fromarray(thumbnail).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.LANCZOS))
 
 
-def _target(path: Path, target: str | os.PathLike[str] | None, pieces: Pieces, several: bool) -> Path:
-    parts = [pieces.patient, *([pieces.slide] if several else []), *pieces.columns]
-    if path.stem.endswith(".partial"):
-        parts.append("partial")
-    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", "_".join(parts)) + ".png"
-    chosen = path.parent if target is None else Path(target)
-    chosen = chosen / name if chosen.is_dir() else chosen
+def save(figure: Any, target: Path) -> None:
+    """Write a figure to a file that appears whole; its ending says the format."""
+    kind = target.suffix[1:].lower()
+    how = {"pil_kwargs": {"quality": _JPEG_QUALITY, "subsampling": 0}} if kind in ("jpg", "jpeg") else {}
+    with renamed_when_whole(target) as temporary:
+        figure.savefig(temporary, format=kind, dpi=DPI, **how)
+
+
+def check_picture_name(path: Path, also: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError when there is no such format (matplotlib's, but for TIFF, and those in `also`), or no such folder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    formats = FigureCanvasAgg.get_supported_filetypes()
-    if chosen.suffix[1:].lower() not in formats:
-        raise ConfigError(f"a picture's name must end in one of .{', .'.join(sorted(formats))}; got {chosen.name!r}")
-    if not chosen.parent.is_dir():
-        raise ConfigError(f"there is no folder {chosen.parent} for the picture")
+    known = {f".{name}" for name in FigureCanvasAgg.get_supported_filetypes()} - set(_PYRAMIDS) | set(also)
+    if path.suffix.lower() not in known:
+        raise ConfigError(f"a picture's name must end in one of {', '.join(sorted(known))}; got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent} for the picture")
+
+
+def as_file_name(text: str) -> str:
+    """`text` without what some file system does not take."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text)
+
+
+def _panels(
+    view: View,
+    heat: Map,
+    scale: Scale,
+    alpha: float,
+    size: tuple[int, int],
+    slide_path: str | os.PathLike[str] | None,
+) -> list[UInt8Array]:
+    if view == "map":
+        return [map_picture(heat, scale, size)]
+    tissue = thumbnail(heat.plan, slide_path, size)
+    if view == "overlay":
+        return [overlay(tissue, heat, scale, alpha)]
+    return [tissue, map_picture(heat, scale, size)]
+
+
+def _render_pyramid(target: Path, pieces: PieceStream, plan: SlidePlan, colouring: Colouring, width_px: int | None) -> None:
+    (size, *_) = level_sizes(plan.extent_l0, _PYRAMID_WIDTH_PX if width_px is None else width_px)
+    heat = place(pieces, coarser_for(plan, (min(size[0], _CELLS_AT_MOST), min(size[1], _CELLS_AT_MOST))))
+    with renamed_when_whole(target) as temporary:
+        write_pyramid(temporary, heat, colouring.scale(colouring.range_of(heat.values)), size[0])
+
+
+def _name(path: Path, pieces: PieceStream, several: bool, view: View) -> str:
+    """What a picture is called by default, without its ending: one of another view does not take the place of an overlay."""
+    parts = [pieces.patient, *([pieces.slide] if several else []), *pieces.columns, *([] if view == "overlay" else [view])]
+    return as_file_name("_".join([*parts, "partial"] if path.stem.endswith(".partial") else parts))
+
+
+def _target(path: Path, target: str | os.PathLike[str] | None, name: str) -> Path:
+    chosen = path.parent if target is None else Path(target)
+    chosen = chosen / name if chosen.is_dir() else chosen
+    check_picture_name(chosen, also=_PYRAMIDS)
     return chosen
-
-
-def _draw_slide(figure: Figure, sheet: _Sheet, picture: UInt8Array, plan: SlidePlan) -> None:
-    axes = figure.add_axes(sheet.box(sheet.left, sheet.top, *sheet.size))
-    width_l0, height_l0 = plan.extent_l0
-    axes.imshow(picture, extent=(0, width_l0, height_l0, 0), interpolation="nearest", aspect="auto")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(color="0.6", linewidth=sheet.points(1.5))
-    if plan.mpp is None:
-        return
-    length_um = _round_length(width_l0 * plan.mpp[0] / 4)
-    length_px = length_um / plan.mpp[0] * sheet.size[0] / width_l0
-    bar = figure.add_axes(sheet.box(sheet.left, sheet.top + sheet.size[1] + 22 * sheet.unit, length_px, 7 * sheet.unit))
-    bar.set(facecolor="black", xticks=[], yticks=[])
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    bar.text(0, -1.2, text, fontsize=sheet.points(24), va="top", transform=bar.transAxes)
-
-
-def _draw_bar(figure: Figure, sheet: _Sheet, colours: Colormap, norm: Normalize, extend: str, alpha: float, label: str) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap
-
-    # over white, as the map is over bright tissue
-    shown = ListedColormap(alpha * colours(np.linspace(0, 1, 256))[:, :3] + 1 - alpha)
-    box = sheet.box(sheet.left + sheet.size[0] + 36 * sheet.unit, sheet.top, 36 * sheet.unit, sheet.bar_height)
-    ends = 30 * sheet.unit / sheet.bar_height
-    bar = figure.colorbar(ScalarMappable(norm, shown), cax=figure.add_axes(box), extend=extend, extendfrac=ends)
-    bar.outline.set_linewidth(sheet.points(1.5))
-    bar.ax.tick_params(labelsize=sheet.points(24), width=sheet.points(1.5), length=sheet.points(8))
-    bar.ax.yaxis.get_offset_text().set_fontsize(sheet.points(22))
-    text = bar.ax.set_ylabel(label, fontsize=sheet.points(28), parse_math=False)
-    _fit(text, sheet.bar_height)
-
-
-def _draw_texts(figure: Figure, sheet: _Sheet, title: str, heat: Map) -> None:
-    def line(y: float, words: str, size: float, colour: str) -> None:
-        place = sheet.left / sheet.width, 1 - y * sheet.unit / sheet.height
-        text = figure.text(*place, words, fontsize=sheet.points(size), color=colour, va="center", parse_math=False)
-        _fit(text, sheet.width - 2 * sheet.left)
-
-    line(46, title, 38, "black")
-    line(96, _about(heat.plan) + ("; not coloured: no value" if np.isnan(heat.values).any() else ""), 22, _GREY)
 
 
 def _about(plan: SlidePlan) -> str:
     """How the values came about, in one line."""
     (width, height), (stride_x, stride_y) = plan.kernel, plan.stride
     size = f"{width} × {height} px"
-    if plan.mpp is not None:
-        across, down = (side * plan.downsample * mpp for side, mpp in zip(plan.kernel, plan.mpp, strict=True))
+    mpp = believable_mpp(plan.mpp, plan.extent_l0)
+    if mpp is not None:
+        across, down = (side * plan.downsample * per_px for side, per_px in zip(plan.kernel, mpp, strict=True))
         size += f" ({across:.3g} × {down:.3g} µm)"
     return (
         f"windows of {size}, every {stride_x if stride_x == stride_y else f'{stride_x}, {stride_y}'} px, of level {plan.level}"
     )
 
 
-def _fit(text: Any, room_px: float) -> None:
-    """Make a text smaller, and in the end shorter, until it fits."""
-
-    def length_px() -> float:
-        extent = text.get_window_extent()
-        return float(max(extent.width, extent.height))
-
-    size, words = text.get_fontsize(), text.get_text()
-    for part in (0.85, 0.7, 0.6):
-        if length_px() > room_px:
-            text.set_fontsize(size * part)
-    while length_px() > room_px and words:
-        words = words[: min(len(words) - 1, int(len(words) * room_px / length_px()))]
-        text.set_text(words + "…")
-
-
-def _round_length(longest_um: float) -> float:
-    """The longest of 1, 2, 5, 10, 20, … that is not above `longest_um`."""
-    power = 10.0 ** math.floor(math.log10(longest_um))
-    return max(digit * power for digit in (1, 2, 5) if digit * power <= longest_um)
+def _note(plan: SlidePlan, found: Range, threshold: float | None) -> str:
+    """What has no colour and why, and why there is no scale bar although the slide has a resolution."""
+    without = (["no value"] if found.any_nan else []) + ([f"below {threshold:g}"] if threshold is not None else [])
+    notes = [f"not coloured: {', '.join(without)}"] if without else []
+    if plan.mpp is not None and believable_mpp(plan.mpp, plan.extent_l0) is None:
+        notes.append(f"no scale bar: {plan.mpp[0]:.4g} µm per pixel, as the slide says, cannot be right")
+    return "; ".join(notes)

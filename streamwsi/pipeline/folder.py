@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -117,6 +118,8 @@ class OutputFolder:
     def _compare(self, before: RunFile, run: RunFile) -> None:
         for name in Defining.__struct_fields__:
             old, new = getattr(before.defining, name), getattr(run.defining, name)
+            if isinstance(old, dict) and isinstance(new, dict):
+                old, new = _of_one_only(old, new), _of_one_only(new, old)
             if old != new:
                 raise OutputError(
                     f"{self.layout.folder} holds another run: its {name} is {old!r}, this one's is {new!r}; "
@@ -175,6 +178,11 @@ class OutputFolder:
                 f"the journals that {self.layout.folder} was begun with lie in {journals}, not in {self.layout.journal_dir}: "
                 "give the journal_dir of then, or remove them, and what they hold is done again"
             )
+
+
+def _of_one_only(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What the other does not have, or has otherwise: of many arguments, the few that a person is to look at."""
+    return {name: value for name, value in one.items() if name not in other or other[name] != value}
 
 
 def _final_files(layout: Layout, run: RunFile, patient_ids: Iterable[str], partial: bool = False) -> list[Path]:

@@ -88,7 +88,7 @@ class SlideReader(Protocol):
         ...
 
     def read_parts(self, level: int, parts: Sequence[Part], own: Rectangle | None = None) -> None:
-        """Several regions at once, each as :meth:`read_into`; what they share is decoded once.
+        """Several regions of `level` at once, the `parts`, each as :meth:`read_into`; what they share is decoded once.
 
         `own` is what nobody will read again: what lies beyond it is worth keeping for whoever reads next to it.
         """
@@ -123,10 +123,11 @@ def open_slide(
     background: tuple[int, int, int] = (255, 255, 255),
     cache: TileCache | None = None,
 ) -> SlideReader:
-    """Open a slide with the reader called `reader`.
+    """Open the slide at `path` with the reader called `reader`.
 
     ``auto`` decodes tiles directly where the slide is made of them and the pixels are proven to be OpenSlide's, and leaves
     every other slide to OpenSlide; ``info.reader_reason`` says why. `cache` keeps tiles that are needed again.
+    `background` is the colour, (R, G, B), of what lies outside the slide and where it has no data.
 
     Raises SlideError when the slide is missing or cannot be opened (or, with ``"tiff"``, not by decoding tiles), ConfigError
     for an unknown reader.

@@ -27,6 +27,7 @@ class StreamWriter:
     """
 
     format: ClassVar[Literal["csv", "hdf5"]]
+    """Of the files."""
 
     def __init__(
         self,

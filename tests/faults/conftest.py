@@ -1,18 +1,15 @@
-"""The scene of the kill suite, its seed, and a table of its kills at the end."""
+"""The scene of the kill suite, and its seed."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from tests.faults.siege import Scene, Siege, table
-
-SEED_VARIABLE = "STREAMWSI_TEST_SEED"
-SEED = os.environ.get(SEED_VARIABLE, "1")
-SIEGES: pytest.StashKey[list[Siege]] = pytest.StashKey()
+from tests.conftest import SIEGE
+from tests.faults.siege import SEED, SEED_VARIABLE, Scene, Siege
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +25,6 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def counted(request: pytest.FixtureRequest) -> Callable[[Siege], None]:
-    """Have the kills of a siege counted in the table."""
-    return request.config.stash.setdefault(SIEGES, []).append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show the kills."""
-    sieges = config.stash.get(SIEGES, [])
-    if sieges:
-        terminalreporter.section(f"kills (seed {SEED}, {SEED_VARIABLE})")
-        terminalreporter.write_line(table(sieges))
+def counted(record_property: Callable[[str, object], None]) -> Callable[[Siege], None]:
+    """Have the kills of a siege counted in the table that is shown at the end, by whichever process shows it."""
+    return lambda siege: record_property(SIEGE, msgspec.json.encode(siege.tally()).decode())

@@ -34,6 +34,9 @@ from streamwsi.writing.journal import Journal
 from streamwsi.writing.publish import PublishedPatient
 from tests.helpers import BUNDLED
 
+SEED_VARIABLE = "STREAMWSI_TEST_SEED"
+SEED = os.environ.get(SEED_VARIABLE, "1")
+"""Where the random moments of the suite come from."""
 HERE = Path(__file__).parent
 ROLES = ("loader", "collector", "writer", "publisher", "driver", "all")
 FIRST, COMMIT, BETWEEN, PUBLICATION, LAST = MOMENTS = (
@@ -126,6 +129,19 @@ class Kill(NamedTuple):
     at_point: bool = False
 
 
+class Tally(msgspec.Struct, frozen=True):
+    """What a siege was; can be sent from one test process to another."""
+
+    kills: list[Kill]
+    runs: int
+    transports: dict[str, int]
+    """How many runs had each."""
+    repeated: int
+    """Batches that were committed at a kill, and begun again by a later run."""
+    overtaken: int
+    """The same, by the run that went on: a worker's death overtook the word of the commit."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What was safe at a kill."""
@@ -187,11 +203,8 @@ class Siege:
         self.done = False
         self.runs = 0
         self.transports: Counter[str] = Counter()
-        """How many runs had each."""
         self.repeated = 0
-        """Batches that were committed at a kill, and begun again by a later run."""
         self.overtaken = 0
-        """The same, by the run that went on: a worker's death overtook the word of the commit."""
         self._manifest = scene.manifest
         self._expected = scene.expected(kind)
         self._folder = folder
@@ -276,6 +289,10 @@ class Siege:
     def missed(self) -> list[Point]:
         """Points to which no process came."""
         return [point for number, point in enumerate(self.points) if not (self._folder / "marks" / str(number)).exists()]
+
+    def tally(self) -> Tally:
+        """What it was, so far."""
+        return Tally(self.kills, self.runs, dict(self.transports), self.repeated, self.overtaken)
 
     def words(self) -> str:
         """What the runs said."""
@@ -490,7 +507,7 @@ def storm(siege: Siege, chance: random.Random, kills: int) -> None:
     siege.check()
 
 
-def table(sieges: Sequence[Siege]) -> str:
+def table(sieges: Sequence[Tally]) -> str:
     """How many kills each role suffered, and in which moments."""
     kills = [kill for siege in sieges for kill in siege.kills]
     count = Counter((kill.role, kill.moment) for kill in kills)
@@ -508,7 +525,7 @@ def table(sieges: Sequence[Siege]) -> str:
         f"{len(sieges)} sieges, {runs} runs; batches committed at a kill and processed again by a later run: {repeated}"
     )
     lines.append(f"  by the run that went on, for a worker's death overtook the word of the commit: {overtaken}")
-    transports = sum((siege.transports for siege in sieges), Counter())
+    transports = sum((Counter(siege.transports) for siege in sieges), Counter())
     lines.append("pixels went through " + ", ".join(f"{name} in {transports[name]} runs" for name in TRANSPORTS))
     return "\n".join(lines)
 

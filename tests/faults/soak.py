@@ -40,7 +40,8 @@ def some_points(chance: random.Random, kind: str) -> list[Point]:
     if KINDS[kind][0] == "Mean":  # results and the files of few windows are too small to be torn
         points.append(Point("publisher", *TORN_FILE))
     points += [Point("driver", *at, victim) for at in IN_DRIVER for victim in ("self", "all")]
-    return chance.sample(points, chance.randint(0, 3))
+    chosen = chance.sample(points, chance.randint(0, 3))
+    return sorted(chosen, key=lambda point: point.role == "driver")  # the others do not wait for the driver's
 
 
 @click.command()
@@ -70,7 +71,7 @@ def soak(kills: int, seed: str | None) -> None:
         else:
             click.echo(f"siege {number} ({kind}): {len(siege.kills)} kills in {siege.runs} runs: the same")
             shutil.rmtree(folder / str(number))
-    click.echo(table(sieges))
+    click.echo(table([siege.tally() for siege in sieges]))
     click.echo(f"seed {seed}: {wrong} of {len(sieges)} sieges went wrong" + (f", see {folder}" if wrong else ""))
     if not wrong:
         shutil.rmtree(folder)

@@ -14,7 +14,7 @@ from streamwsi.chunks import Status
 from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError
 from streamwsi.maps import pieces as module
-from streamwsi.maps.pieces import SlidePlan, load, read_pieces, slides_in
+from streamwsi.maps.pieces import SlidePlan, load, read_pieces, slides_in, stream
 from streamwsi.writing.journal import Journal
 from streamwsi.writing.publish import publish_all
 from tests.writing.fabricate import EVERY_DTYPE, assert_same, fill, numbers, resolved_slide, write_patient
@@ -67,6 +67,44 @@ def test_large_files_are_read_in_parts(tmp_path: Path, format: str, monkeypatch:
     values = numbers("float32", (35, 3))
     path = write_patient(tmp_path, [resolved_slide()], [values], format=format)
     assert_same(read_pieces(path).values, values)
+
+
+@both_formats
+def test_a_stream_is_the_pieces_in_parts(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 8)
+    path = write_patient(tmp_path, [resolved_slide()], [numbers("float32", (35, 3))], format=format, columns=("a", "b", "c"))
+    whole, parts = read_pieces(path), stream(path, None, None)
+    for _ in range(2):  # the file is read anew
+        found = list(parts)
+        assert [len(part) for part in found] == [8, 8, 8, 8, 3]
+        for name in ("index", "coords", "size", "values"):
+            assert_same(np.concatenate([getattr(part, name) for part in found]), getattr(whole, name))
+    alone = list(stream(path, None, None, "b"))
+    assert_same(np.concatenate([part.values for part in alone]), whole.values[:, 1])
+    assert (parts.patient, parts.slide, parts.columns, parts.plan) == ("p1", "s", whole.columns, whole.plan)
+
+
+@both_formats
+def test_a_stream_of_nothing_ends(tmp_path: Path, format: str) -> None:
+    nothing = np.full(35, Status.NONE, np.uint8)
+    path = write_patient(tmp_path, [resolved_slide()], [np.zeros(35)], [nothing], format=format)
+    assert sum(len(part) for part in stream(path, None, None)) == 0
+
+
+def test_what_is_wrong_across_the_parts_of_a_stream_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 8)
+    path = write_patient(tmp_path, [resolved_slide()], [np.arange(35.0)])
+    with h5py.File(path, "r+") as file:
+        index = file["s/index"]
+        index[8] = 7  # the last one of the part before
+    with pytest.raises(MapError, match="window 7 stands there twice"):
+        list(stream(path, None, None))
+    with h5py.File(path, "r+") as file:
+        for name in ("index", "coords", "features"):
+            file[f"s/{name}"].resize(32, axis=0)
+        file["s/index"][8] = 8
+    with pytest.raises(MapError, match="32 windows, expected 35"):
+        list(stream(path, None, None))
 
 
 @both_formats

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from streamwsi.chunks import Status
 from streamwsi.errors import MapError
 from streamwsi.geometry import BORDERS, Border, Grid
-from streamwsi.maps.pieces import read_pieces
-from streamwsi.maps.raster import place, rasterize, read_map
+from streamwsi.maps import raster
+from streamwsi.maps.pieces import read_pieces, stream
+from streamwsi.maps.raster import halved, place, rasterize, read_map
 from tests.helpers import grid_windows
 from tests.writing.fabricate import numbers, resolved_slide, write_patient
 
@@ -120,7 +121,54 @@ def test_many_channels_are_the_same_as_one_at_a_time() -> None:
         np.testing.assert_array_equal(cells[..., channel : channel + 1], alone)
 
 
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("kernel", [(9, 20), (3, 2)], ids=str)
+def test_windows_may_come_in_parts_of_any_size(
+    border: Border, kernel: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid((90, 70), kernel, (5, 4), border, 1.0)
+    random = np.random.default_rng(1)
+    index = np.flatnonzero(random.random(len(grid)) < 0.8)
+    values = random.normal(size=(len(index), 2))
+    values[5, 0] = np.nan
+    whole = rasterize(grid, index, values, (10, 8))
+    for windows_at_once, cuts in ((1, 1), (40, 3), (1 << 20, 7)):
+        monkeypatch.setattr(raster, "_WINDOWS_AT_ONCE", windows_at_once)
+        sums = raster._Sums(grid, (10, 8), 2)
+        for part in np.array_split(np.arange(len(index)), cuts):
+            sums.add(index[part], values[part])
+        np.testing.assert_allclose(sums.means(), whole, rtol=1e-12)
+
+
 # ---- from files
+
+
+@pytest.mark.parametrize("format", ["csv", "hdf5"])
+def test_a_file_read_in_parts_makes_the_same_map(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = resolved_slide(kernel=(20, 20), stride=(9, 7), border="edge")
+    values = np.random.default_rng(0).normal(size=(len(slide.grid()), 3)).astype(np.float32)
+    path = write_patient(tmp_path, [slide], [values], format=format)
+    monkeypatch.setattr("streamwsi.maps.pieces._ROWS_AT_ONCE", 11)
+    for coarser in (1, 2):
+        whole = place(read_pieces(path), coarser)
+        parts = place(stream(path, None, None, "value_1"), coarser)
+        np.testing.assert_allclose(parts.values[..., 0], whole.values[..., 1], rtol=1e-12)
+        assert parts.columns == ("value_1",)
+
+
+def test_halved_cells_are_means_of_those_that_have_a_value(tmp_path: Path) -> None:
+    status = np.zeros(35, np.uint8)
+    status[[0, 1, 8]] = Status.NONE
+    status[[5, 6, 12, 13]] = Status.NONE  # with the edge of the slide, all of a cell
+    found = read_map(write_patient(tmp_path, [resolved_slide()], [np.arange(35.0)], [status]))
+    half = halved(found)
+    assert half.values.shape == (3, 4, 1)
+    assert half.values[0, 0, 0] == 7  # of 0, 1, 7 and 8 alone
+    assert half.values[1, 0, 0] == (14 + 15 + 21 + 22) / 4
+    assert np.isnan(half.values[0, 3, 0])
+    assert half.values[2, 0, 0] == (28 + 29) / 2
+    np.testing.assert_array_equal(half.x_edges, [0, 32, 64, 96, 100])
+    np.testing.assert_array_equal(half.y_edges, [0, 32, 64, 80])
 
 
 @pytest.mark.parametrize("format", ["csv", "hdf5"])

@@ -139,7 +139,11 @@ def csv(text: str) -> Callable[[Path], list[object]]:
     [
         (["SLIDE"], ["--kernel-size", "0"], "--kernel-size: expected a whole number >= 1, got 0"),
         (["SLIDE"], ["--kernel-size", "big"], "'big' is neither a number of pixels nor two"),
-        (["SLIDE"], ["--collector", "nuclei"], "there is no collector 'nuclei'; there are focus, hematoxylin, mean, stain, tissue"),
+        (
+            ["SLIDE"],
+            ["--collector", "nuclei"],
+            "there is no collector 'nuclei'; there are focus, hematoxylin, mean",
+        ),
         (["SLIDE"], ["--collector", "nowhere.py:Mine"], "there is no file nowhere.py"),
         (["SLIDE"], ["--collector", f"{__file__}:Nothing"], "has no subclass of StreamCollector called 'Nothing'; it has Fine"),
         (["SLIDE", "SLIDE"], [], "stands in the dataset twice"),

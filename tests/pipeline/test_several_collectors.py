@@ -181,6 +181,13 @@ def test_the_command_line_has_several_and_the_job_it_leaves_goes_on_with_them(
     refused = cli("run", tmp_path / "changed.toml")
     assert refused.returncode == 2 and "threshold" in refused.stderr
     assert cli("verify", tmp_path / "out").returncode == 0
+    shown = cli("show", tmp_path / "out", "--json")
+    assert {name: summary["columns"][0]["name"] for name, summary in json.loads(shown.stdout).items()} == {
+        "mean": "mean_r",
+        "t": "tissue",
+    }
+    pictures = cli("render", tmp_path / "out", "--width", 300).stdout.splitlines()
+    assert sorted(Path(picture).parent.name for picture in pictures) == ["mean", "t"]
 
 
 # ---- failures

@@ -5,10 +5,10 @@ where that meets SQLite and the file system: it wraps `sqlite3.connect`, `os.rep
 package knows nothing of it.
 
 In, from the environment: STREAMWSI_TEST_FOLDER, where notes and marks are kept; STREAMWSI_TEST_POINTS, a JSON list of
-[role, point, n, victim]. Each process arms the first point of its role that has no mark. When it comes to that point for the
-n-th time, it leaves the mark, so that each point kills once, and SIGKILLs the victim: itself ("self"), the driver ("driver") or
-the whole process group ("all"). At the points that are "torn" the kernel ends the process in the middle of a write(2), by its
-limit on the size of files.
+[role, point, n, victim]. Each process arms the first point of its role that has no mark, unless one of the driver's without a
+mark comes before it in the list: then it arms none. When it comes to its point for the n-th time, it leaves the mark, so that
+each point kills once, and SIGKILLs the victim: itself ("self"), the driver ("driver") or the whole process group ("all"). At
+the points that are "torn" the kernel ends the process in the middle of a write(2), by its limit on the size of files.
 
 Points, each "before …" or "after …":
 
@@ -58,8 +58,11 @@ class Points:
         self._at, self._victim = 0, "self"
         for number, (whose, name, at, victim) in enumerate(json.loads(os.environ.get(POINTS, "[]"))):
             mark = folder / "marks" / str(number)
-            if whose == role and not mark.exists():
+            if mark.exists():
+                continue
+            if whose == role:
                 self._mark, self._name, self._at, self._victim = mark, name, at, victim
+            if whose in (role, "driver"):
                 break
 
     def is_armed(self, name: str) -> bool:

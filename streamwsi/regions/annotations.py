@@ -27,7 +27,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def read_annotations(path: str | os.PathLike[str], format: Format | None = None, *, areas_only: bool = False) -> list[Region]:
-    """The regions in an annotation file, in its order.
+    """The regions in the annotation file `path`, in its order.
 
     ==============  =====================================================================================================
     format          label and name of a region

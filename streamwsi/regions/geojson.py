@@ -66,8 +66,8 @@ def from_geojson(text: bytes) -> tuple[list[Region], list[str]]:
 def write_geojson(regions: Iterable[Region], path: str | os.PathLike[str]) -> Path:
     """Write regions as annotations that QuPath opens, with their holes, labels (as classifications) and names.
 
-    Gzipped where the name ends in .gz. The same regions make the same file; a label has the same colour in every file. The file
-    appears whole or not at all. Raises OutputError where it cannot be written.
+    Gzipped where the name of `path` ends in .gz. The same regions make the same file; a label has the same colour in every
+    file. The file appears whole or not at all. Raises OutputError where it cannot be written.
     """
     final = Path(path)
     if final.suffix.lower() not in (".geojson", ".json", ".gz"):

@@ -85,7 +85,8 @@ class Mask:
         scale and offset          it lies there
         ========================  ====================================================================================
 
-        `slide` may be a path, an open slide, or (width, height) in level-0 pixels.
+        `array` is (rows, columns) bool. `slide` may be a path, an open slide, or
+        (width, height) in level-0 pixels.
 
         Raises MaskError where the mask does not fit the slide by more than one of its pixels, ConfigError where what is given
         does not say where it lies.
@@ -169,7 +170,7 @@ class Mask:
         return shares
 
     def contains(self, xy: npt.ArrayLike) -> BoolArray:
-        """Which points are inside: (n,) bool, for (n, 2) positions (x, y) in level-0 pixels."""
+        """Which points are inside: (n,) bool, for `xy`, (n, 2) positions (x, y) in level-0 pixels."""
         points = np.asarray(xy, np.float64)
         if points.ndim != 2 or points.shape[1] != 2:
             raise ConfigError(f"points must be (n, 2), got {points.shape}")
@@ -193,7 +194,7 @@ class Mask:
         self._check(dimensions_of(slide), whole=True)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it to an NPZ file: `mask`, (rows, columns) bool; `scale` and `offset`, (x, y) in level-0 pixels.
+        """Write it to an NPZ file, `path`: `mask`, (rows, columns) bool; `scale` and `offset`, (x, y) in level-0 pixels.
 
         The file appears whole or not at all. Raises ConfigError where its name does not end in .npz, OutputError where it
         cannot be written.

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from streamwsi._version import __version__
 
 if TYPE_CHECKING:
+    from streamwsi.arrays.aggregator import Aggregator
+    from streamwsi.arrays.sampler import ArraySampler
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
     from streamwsi.collecting.models import ExportedProgramCollector, ModelCollector, TorchScriptCollector
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from streamwsi.collecting.tensors import as_tensor
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
+        ArrayError,
         CollectorError,
         ConfigError,
         DatasetError,
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
 
 _WHERE = {
+    "arrays.aggregator": ("Aggregator",),
+    "arrays.sampler": ("ArraySampler",),
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
     "collecting.models": ("ExportedProgramCollector", "ModelCollector", "TorchScriptCollector"),
@@ -69,6 +74,7 @@ _WHERE = {
     "collecting.tensors": ("as_tensor",),
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (
+        "ArrayError",
         "CollectorError",
         "ConfigError",
         "DatasetError",

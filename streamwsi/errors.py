@@ -53,6 +53,10 @@ class MapError(StreamwsiError, ValueError):
     """Pieces cannot be read back or placed on a map."""
 
 
+class ArrayError(StreamwsiError, ValueError):
+    """An array cannot be sampled, or patches not be put together: missing, doubled, foreign, or of another shape."""
+
+
 class RunError(StreamwsiError, RuntimeError):
     """The run was broken off; what was committed stays."""
 

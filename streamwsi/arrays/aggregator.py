@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamwsi.arrays.blender import Blender, Postprocess, same_axes
+from streamwsi.arrays.blender import Blender, Postprocess, Total, same_axes
 from streamwsi.arrays.blocks import Blocks, Place
-from streamwsi.arrays.grid import FloatArray, PatchGrid, spatial_axes, written
+from streamwsi.arrays.grid import PatchGrid, spatial_axes, written
 from streamwsi.arrays.outputs import Output, checked_path, make_output
 from streamwsi.arrays.sampler import ArraySampler, Layout
 from streamwsi.arrays.sources import AnyArray, as_numpy
@@ -117,6 +117,8 @@ class Aggregator:
         self._blender: Blender | None = None
         self._blocks: dict[Place, _Block] = {}
         self._output: Output | None = None
+        self._in_place: AnyArray | None = None
+        """The result, where it is in memory and blocks are summed in it."""
         self._failure: BaseException | None = None
         self._block_rest: tuple[int, ...] = ()
         """The sizes of a finished block's axes that are not spatial."""
@@ -138,7 +140,7 @@ class Aggregator:
         `patch` is a NumPy array, a tensor or the like, of the box's size along the spatial axes; `box` is (spatial axes, 2). A
         batch has one axis more in front in both. May be called from several threads.
         Raises ArrayError when the box is none of the sampler's or was appended before, or when the patch does not fit it;
-        nothing of it is added then. After an error in `postprocess` or in writing, every further call raises.
+        nothing of it, or of its batch, is added then. After an error in `postprocess` or in writing, every further call raises.
         """
         boxes = as_numpy(box)
         patches = as_numpy(patch)
@@ -146,14 +148,13 @@ class Aggregator:
         if boxes.shape[-2:] != (n_axes, 2) or boxes.ndim not in (2, 3) or boxes.dtype.kind not in "iu":
             raise ArrayError(f"a box must be ({n_axes}, 2) integers, or a batch of such, got {boxes.shape} {boxes.dtype}")
         if boxes.ndim == 2:
-            self._append(patches, boxes)
+            self._append([patches], [boxes])
             return
         if patches.ndim == 0 or len(patches) != len(boxes):
             raise ArrayError(
                 f"{len(boxes)} boxes came with patches of shape {patches.shape}: the first axis must be the batch's"
             )
-        for one, its_box in zip(patches, boxes, strict=True):
-            self._append(one, its_box)
+        self._append(list(patches), list(boxes))
 
     def get_output(self, *, allow_missing: bool = False) -> Any:
         """The whole result: a NumPy array, the array given as output, or the completed file's (memory map, Zarr, HDF5).
@@ -184,43 +185,48 @@ class Aggregator:
                 untouched = blender.blocks.n_windows(place) == 0
                 if untouched or (allow_missing and not self._all_received(blender, place)):
                     begun = self._blocks.pop(place, None)
-                    total = blender.total_of(place, self._received)
-                    self._finish(blender, place, begun.sum if begun else blender.new_sum(place), total)
+                    summed = begun.sum if begun else blender.new_sum(place, self._in_place)
+                    self._finish(blender, place, summed, blender.total_of(place, summed, self._received))
             if self._output is None:
                 raise ArrayError("no block was written; this is a fault of streamwsi")
             self._result = self._output.finish()
         return self._result
 
-    def _append(self, patch: AnyArray, box: Int64Array) -> None:
-        place = self.grid.find(box)
-        index = self.grid.index(place)
+    def _append(self, patches: list[AnyArray], boxes: list[Int64Array]) -> None:
+        places = [self.grid.find(box) for box in boxes]
+        indices = [self.grid.index(place) for place in places]
+        if not boxes:
+            return
         with self._lock:
             self._raise_failure()
-            if self._received[index]:
-                raise ArrayError(
-                    f"window {index}, box {written(box)}, was appended before: each window counts once; "
-                    f"give every patch the box that came with it"
-                )
-            if self._closed:
-                raise ArrayError(f"window {index}, box {written(box)}, came after get_output(allow_missing=True)")
-            if self._blender is None:
-                self._blender = self._make_blender(patch, box)
-            blender = self._blender
-            blender.check(patch, box)
-            self._received[index] = True
-            self._n_received += 1
+            for number, (index, patch, box) in enumerate(zip(indices, patches, boxes, strict=True)):
+                self._check_new(index, box, twice=index in indices[:number])
+                blender = self._blender or self._begin(patch, box)
+                blender.check(patch, box)
+            self._received[indices] = True
+            self._n_received += len(indices)
             self._n_adding += 1
         with self._adding():
-            weights = blender.weights_of(tuple((box[:, 1] - box[:, 0]).tolist()))
-            for block_place in blender.blocks.touched_by(box):
-                self._add(blender, block_place, patch, weights, box)
+            for patch, box in zip(patches, boxes, strict=True):
+                weights = blender.weights_of(tuple((box[:, 1] - box[:, 0]).tolist()))
+                for place in blender.blocks.touched_by(box):
+                    self._add(blender, place, patch, weights, box)
+
+    def _check_new(self, index: int, box: Int64Array, twice: bool) -> None:
+        if self._received[index] or twice:
+            raise ArrayError(
+                f"window {index}, box {written(box)}, was appended before: each window counts once; "
+                f"give every patch the box that came with it"
+            )
+        if self._closed:
+            raise ArrayError(f"window {index}, box {written(box)}, came after get_output(allow_missing=True)")
 
     def _add(self, blender: Blender, place: Place, patch: AnyArray, weights: AnyArray, box: Int64Array) -> None:
         """Add what of a patch lies in a block, and finish the block when that was its last."""
         with self._lock:
             block = self._blocks.get(place)
             if block is None:
-                block = self._blocks[place] = _Block(blender.new_sum(place), blender.blocks.n_windows(place))
+                block = self._blocks[place] = _Block(blender.new_sum(place, self._in_place), blender.blocks.n_windows(place))
         inside, part = blender.cut(place, box)
         with block.lock:
             block.sum.add(inside, patch[part], weights[part])
@@ -229,10 +235,12 @@ class Aggregator:
                 return
         with self._lock:
             del self._blocks[place]
-        self._finish(blender, place, block.sum, blender.total(place))
+        self._finish(blender, place, block.sum, blender.total(place, block.sum))
 
-    def _finish(self, blender: Blender, place: Place, summed: Sum, total: FloatArray) -> None:
+    def _finish(self, blender: Blender, place: Place, summed: Sum, total: Total) -> None:
         block = blender.finished(place, summed, total)
+        if self._in_place is not None:
+            return
         where = blender.blocks.slices(place)
         with self._writing:
             if self._output is None:
@@ -252,7 +260,8 @@ class Aggregator:
                 at[axis] = one
             self._output.write(tuple(at), block.values)
 
-    def _make_blender(self, patch: AnyArray, box: Int64Array) -> Blender:
+    def _begin(self, patch: AnyArray, box: Int64Array) -> Blender:
+        """Settle what only a patch tells: its axes, its type, and what follows from them."""
         axes = spatial_axes(patch.ndim, len(self.grid.axes), self._layout)
         if self._axis is not None:
             axis = self._axis + (patch.ndim if self._axis < 0 else 0)
@@ -273,6 +282,10 @@ class Aggregator:
         )
         blender.check(patch, box)
         blender.fill_value(needed=self.grid.n_uncovered > 0)
+        if self._output_asked is None:
+            self._in_place = blender.result_in_place()
+            self._output = None if self._in_place is None else Output(self._in_place)
+        self._blender = blender
         return blender
 
     def _block_size(self, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:

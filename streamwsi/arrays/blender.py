@@ -6,8 +6,9 @@ In: sums of weighted patches.  Out: blocks as they are written.  Knows neither o
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -17,12 +18,17 @@ import numpy as np
 from streamwsi.arrays.blocks import Blocks, Place
 from streamwsi.arrays.grid import FloatArray, PatchGrid, written
 from streamwsi.arrays.sources import AnyArray, as_numpy
-from streamwsi.arrays.sums import Sum, make_sum, rounded, sum_dtype, unit
+from streamwsi.arrays.sums import FloatSum, Sum, make_sum, rounded, sum_dtype, unit
 from streamwsi.arrays.weights import Weights
 from streamwsi.errors import ArrayError
 from streamwsi.geometry import Int64Array
 
 Postprocess = Callable[[AnyArray, Int64Array], Any]
+
+_CACHED_BYTES = 64 * 2**20
+"""So much is kept of sums of weights."""
+_FEW_CHANNELS = 32
+"""Up to so many values behind the last spatial axis, divisors are repeated for each."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,16 @@ class Finished:
     values: AnyArray
     spatial: tuple[int, ...]
     """Which of its axes are spatial."""
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """The sum of weights over a block."""
+
+    divisor: AnyArray
+    """By what sums are divided; broadcasts against them."""
+    empty: AnyArray | None
+    """Of the block's spatial size, bool: where nothing weighs; None where that is nowhere."""
 
 
 class Blender:
@@ -60,7 +76,9 @@ class Blender:
         self._exact = weights.alike and dtype.kind in "bui"
         self._unit = unit(self._overlaps)
         self._expanded: dict[tuple[int, ...], AnyArray] = {}
-        self._totals: OrderedDict[Any, FloatArray] = OrderedDict()
+        self._totals: OrderedDict[Any, Total] = OrderedDict()
+        self._lock = threading.Lock()
+        """Held while totals are looked up or put away."""
         self._axis_totals = [self._axis_total(number) for number in range(len(grid.axes))]
 
     def check(self, patch: AnyArray, box: Int64Array) -> None:
@@ -106,8 +124,26 @@ class Blender:
             self._expanded[size] = found
         return found
 
-    def new_sum(self, place: Place) -> Sum:
-        """An empty sum for a block."""
+    def result_in_place(self) -> AnyArray | None:
+        """The whole result as zeros, where sums can be made in it and be divided there; else None."""
+        if self._exact or self._reduce or self._postprocess or self._blended_dtype() != self._sum_dtype:
+            return None
+        shape = list(self._shape)
+        for axis, extent in zip(self._axes, self.grid.extent, strict=True):
+            shape[axis] = extent
+        return np.zeros(shape, self._sum_dtype)
+
+    def where(self, place: Place) -> tuple[slice, ...]:
+        """Where a block lies in the result, if that has the axes of patches."""
+        found = [slice(None)] * len(self._shape)
+        for axis, one in zip(self._axes, self.blocks.slices(place), strict=True):
+            found[axis] = one
+        return tuple(found)
+
+    def new_sum(self, place: Place, result: AnyArray | None) -> Sum:
+        """An empty sum for a block; within the result, where there is one in place."""
+        if result is not None:
+            return FloatSum(result[self.where(place)])
         shape = list(self._shape)
         for axis, (start, stop) in zip(self._axes, self.blocks.spans(place), strict=True):
             shape[axis] = stop - start
@@ -121,39 +157,72 @@ class Blender:
             inside[axis], part[axis] = slice(low - first, high - first), slice(low - start, high - start)
         return tuple(inside), tuple(part)
 
-    def total(self, place: Place) -> FloatArray:
-        """The sum of the weights of all windows over a block; float64 of its spatial size."""
-        vectors = [
-            vector[one] for vector, one in zip(self._axis_totals, self.blocks.slices(place), strict=True) if vector is not None
-        ]
-        if len(vectors) == len(place):
-            return reduce(np.multiply.outer, vectors)
+    def total(self, place: Place, summed: Sum) -> Total:
+        """The sum of the weights of all windows over a block."""
         spans = self.blocks.spans(place)
         relative = tuple(
             tuple((axis.starts[along] - span[0], axis.stops[along] - span[0]) for along in windows)
             for axis, span, windows in zip(self.grid.axes, spans, self.blocks.window_ranges(place), strict=True)
         )
         key = (relative, tuple(stop - start for start, stop in spans))
-        found = self._totals.get(key)  # blocks in the midst of the array are alike
+        with self._lock:
+            found = self._totals.get(key)  # blocks in the midst of the array are alike
         if found is None:
-            found = self._sum_weights(place, self.blocks.windows(place))
-            self._totals[key] = found
-            while len(self._totals) > 3 ** len(place):
-                self._totals.popitem(last=False)
+            vectors = [
+                vector[one]
+                for vector, one in zip(self._axis_totals, self.blocks.slices(place), strict=True)
+                if vector is not None
+            ]
+            if len(vectors) == len(place):
+                found = self._product_total(vectors, summed)
+            else:
+                found = self._as_total(self._sum_weights(place, self.blocks.windows(place)), summed)
+            with self._lock:
+                self._totals[key] = found
+                while sum(total.divisor.nbytes for total in self._totals.values()) > _CACHED_BYTES:
+                    self._totals.popitem(last=False)
         return found
 
-    def total_of(self, place: Place, received: AnyArray) -> FloatArray:
+    def total_of(self, place: Place, summed: Sum, received: AnyArray) -> Total:
         """The sum of the weights of those windows over a block that were received."""
-        return self._sum_weights(place, (index for index in self.blocks.windows(place) if received[index]))
+        windows = (index for index in self.blocks.windows(place) if received[index])
+        return self._as_total(self._sum_weights(place, windows), summed)
 
-    def finished(self, place: Place, summed: Sum, total: FloatArray) -> Finished:
+    def _product_total(self, vectors: list[FloatArray], summed: Sum) -> Total:
+        """Sums of weights that are the product of one along each axis."""
+        empty = reduce(np.multiply.outer, vectors) == 0 if any(vector.min() == 0 for vector in vectors) else None
+        repeated = [*vectors[:-1], np.repeat(vectors[-1], self._trailing) * (1 if self._exact else self._unit)]
+        divisor = np.empty([len(vector) for vector in repeated], summed.divisor_dtype)
+        first, rest = repeated[0], reduce(np.multiply.outer, repeated[1:]) if len(repeated) > 1 else np.ones(())
+        np.multiply(first.reshape(-1, *[1] * rest.ndim), rest, out=divisor, casting="unsafe")
+        return Total(divisor.reshape(self._narrow([len(vector) for vector in vectors])), empty)
+
+    def _as_total(self, weights: FloatArray, summed: Sum) -> Total:
+        """Sums of weights as sums of patches are divided by them; `weights` has a block's spatial size."""
+        divisor = (weights if self._exact else weights * self._unit).astype(summed.divisor_dtype)
+        empty = weights == 0
+        return Total(
+            np.repeat(divisor, self._trailing, axis=-1).reshape(self._narrow(weights.shape)), empty if empty.any() else None
+        )
+
+    @property
+    def _trailing(self) -> int:
+        """How often a divisor is repeated: NumPy is slow where the last axis is short and broadcast."""
+        behind = math.prod(self._shape[self._axes[-1] + 1 :])
+        return behind if behind <= _FEW_CHANNELS else 1
+
+    def _narrow(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a divisor, which broadcasts against a block of this spatial size."""
+        shape = [1] * len(self._shape)
+        for axis, extent in zip(self._axes, size, strict=True):
+            shape[axis] = extent
+        behind = self._axes[-1] + 1
+        return (*shape[:behind], *self._shape[behind:]) if self._trailing > 1 else tuple(shape)
+
+    def finished(self, place: Place, summed: Sum, total: Total) -> Finished:
         """A block as it is to be written."""
-        narrow = [1] * len(self._shape)
-        for axis, extent in zip(self._axes, total.shape, strict=True):
-            narrow[axis] = extent
         blended = self._blended_dtype() if self._reduce is None else self._float_dtype()
-        values, axes = summed.mean(total.reshape(narrow), blended), self._axes
-        empty = total == 0
+        values, axes = summed.mean(total.divisor, blended), self._axes
         if self._axis is not None:
             if self._reduce == "argmax":
                 values = values.argmax(axis=self._axis)
@@ -163,9 +232,13 @@ class Blender:
                     values = np.exp(values - values.max(axis=self._axis, keepdims=True))
                     values /= values.sum(axis=self._axis, keepdims=True)
             wanted = self._blended_dtype()
-            values = values.astype(wanted) if wanted.kind in "fc" or values.dtype.kind in "ui" else rounded(values, wanted)
-        if empty.any():
-            np.moveaxis(values, axes, range(len(axes)))[empty] = self.fill_value(needed=True)
+            values = (
+                values.astype(wanted, copy=False)
+                if wanted.kind in "fc" or values.dtype.kind in "ui"
+                else rounded(values, wanted)
+            )
+        if total.empty is not None:
+            np.moveaxis(values, axes, range(len(axes)))[total.empty] = self.fill_value(needed=True)
         return self._postprocessed(place, values, axes)
 
     def _postprocessed(self, place: Place, values: AnyArray, axes: tuple[int, ...]) -> Finished:
@@ -194,10 +267,11 @@ class Blender:
             return self._dtype_asked
         if self._reduce == "argmax" and self._axis is not None:
             return np.min_scalar_type(self._shape[self._axis] - 1)
-        return self._float_dtype() if self._reduce == "softmax" else self._dtype
+        return np.result_type(self._dtype, np.float32) if self._reduce == "softmax" else self._dtype
 
     def _float_dtype(self) -> np.dtype[Any]:
-        return np.result_type(self._sum_dtype, np.float32) if self._exact is False else np.dtype(np.float64)
+        """The type in which a block is reduced."""
+        return np.dtype(np.float64) if self._exact else self._sum_dtype
 
     def _axis_total(self, number: int) -> FloatArray | None:
         """The sum of the weights of all windows along one axis, where those of a patch are products."""

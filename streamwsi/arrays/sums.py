@@ -9,43 +9,50 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from streamwsi.arrays.grid import FloatArray
 from streamwsi.arrays.sources import AnyArray
 from streamwsi.errors import ArrayError
 
 FEW = 8
 """So many overlapping windows can be summed in float32: each sum adds an error of at most 2⁻²⁴, 1e-6 has room for that."""
-_SCRATCH = 1 << 14
+_SCRATCH = 1 << 16
 """Products are formed so many at a time, so that they stay in the processor's cache until they are added."""
 
 
 class Sum(Protocol):
     """A sum of patches over one block."""
 
+    @property
+    def divisor_dtype(self) -> np.dtype[Any]:
+        """The type in which sums of weights are wanted."""
+
     def add(self, where: tuple[slice, ...], patch: AnyArray, weights: AnyArray) -> None:
         """Add a part of a patch, times its weights, to a part of the block; all three have that part's shape."""
 
-    def mean(self, total: FloatArray, dtype: np.dtype[Any]) -> AnyArray:
-        """The weighted mean, given the sum of weights, which broadcasts against the block; where that is 0, any value.
+    def mean(self, divisor: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+        """The weighted mean. The sum cannot be used after it.
 
-        Rounded to the nearest, halves to even, where `dtype` is one of integers.
+        `divisor` is the sum of the weights that were added, of :attr:`divisor_dtype`, and broadcasts against the block; where
+        it is 0, the mean is any value. Rounded to the nearest, halves to even, where `dtype` is one of integers.
         """
 
 
 class FloatSum:
     """Sums of floating-point or complex numbers, or of integers with weights that differ."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], unit: float) -> None:
-        self.values: AnyArray = np.zeros(shape, dtype)
-        self.unit = unit
-        """A power of two, by which weights are multiplied: so small that no sum is larger than the largest value."""
+    def __init__(self, values: AnyArray) -> None:
+        self.values = values
+        """Zeros, to be added to."""
+
+    @property
+    def divisor_dtype(self) -> np.dtype[Any]:
+        return self.values.real.dtype
 
     def add(self, where: tuple[slice, ...], patch: AnyArray, weights: AnyArray) -> None:
         add_product(self.values[where], patch, weights)
 
-    def mean(self, total: FloatArray, dtype: np.dtype[Any]) -> AnyArray:
+    def mean(self, divisor: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = np.divide(self.values, (total * self.unit).astype(self.values.real.dtype), out=self.values)
+            mean = np.divide(self.values, divisor, out=self.values)
         found: AnyArray = mean.astype(dtype, copy=False) if dtype.kind in "fc" else rounded(mean, dtype)
         return found
 
@@ -56,11 +63,15 @@ class IntegerSum:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.values: AnyArray = np.zeros(shape, dtype)
 
+    @property
+    def divisor_dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
     def add(self, where: tuple[slice, ...], patch: AnyArray, weights: AnyArray) -> None:
         self.values[where] += patch
 
-    def mean(self, total: FloatArray, dtype: np.dtype[Any]) -> AnyArray:
-        count = np.maximum(total, 1).astype(self.values.dtype)
+    def mean(self, divisor: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+        count = np.maximum(divisor, 1)
         if dtype.kind in "fc":
             quotient: AnyArray = np.divide(self.values, count).astype(dtype)
             return quotient
@@ -74,12 +85,16 @@ class WideIntegerSum:
         self.high = np.zeros(shape, np.int64)
         self.low = np.zeros(shape, np.int64)
 
+    @property
+    def divisor_dtype(self) -> np.dtype[Any]:
+        return self.low.dtype
+
     def add(self, where: tuple[slice, ...], patch: AnyArray, weights: AnyArray) -> None:
         self.high[where] += (patch >> 32).astype(np.int64)
         self.low[where] += (patch & 0xFFFFFFFF).astype(np.int64)
 
-    def mean(self, total: FloatArray, dtype: np.dtype[Any]) -> AnyArray:
-        count = np.maximum(total, 1).astype(np.int64)
+    def mean(self, divisor: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+        count = np.maximum(divisor, 1)
         if dtype.kind in "fc":
             return ((self.high * 2.0**32 + self.low) / count).astype(dtype)
         whole, rest = np.divmod(self.high, count)
@@ -88,13 +103,16 @@ class WideIntegerSum:
 
 
 def make_sum(shape: tuple[int, ...], dtype: np.dtype[Any], exact: bool, overlaps: int) -> Sum:
-    """What to sum patches of `dtype` in, of which up to `overlaps` hold the same place; `exact`: all weights are 1."""
-    if exact and dtype.kind in "bui":
+    """What to sum patches of `dtype` in, of which up to `overlaps` hold the same place.
+
+    `exact`: patches are integers, and all weights are 1. Else weights are multiplied by :func:`unit` before they are added.
+    """
+    if exact:
         if dtype.itemsize == 8:
             return WideIntegerSum(shape)
         largest = max(np.iinfo(dtype).max, -int(np.iinfo(dtype).min)) if dtype.kind != "b" else 1
         return IntegerSum(shape, np.dtype(np.int32 if largest * overlaps < 2**31 else np.int64))
-    return FloatSum(shape, sum_dtype(dtype, overlaps), unit(overlaps))
+    return FloatSum(np.zeros(shape, sum_dtype(dtype, overlaps)))
 
 
 def sum_dtype(dtype: np.dtype[Any], overlaps: int) -> np.dtype[Any]:
@@ -109,7 +127,10 @@ def sum_dtype(dtype: np.dtype[Any], overlaps: int) -> np.dtype[Any]:
 
 
 def unit(overlaps: int) -> float:
-    """The largest power of two by which weights of at most 1 can be multiplied for `overlaps` of them to be at most 1."""
+    """The largest power of two by which weights of at most 1 can be multiplied for `overlaps` of them to be at most 1.
+
+    With it, no sum is larger than the largest value, and none overflows.
+    """
     return float(2.0 ** -(overlaps - 1).bit_length())
 
 

@@ -119,7 +119,7 @@ def test_sums_are_right_for_any_number_of_overlaps(dtype):
     weights = np.full(8, 1 if exact else unit(n), np.int8 if exact else sum_dtype(array.dtype, n).type(0).real.dtype)
     for _ in range(n):
         summed.add((slice(None),), array, weights)
-    found = summed.mean(np.full(8, float(n)), array.dtype)
+    found = summed.mean(np.full(8, n if exact else n * unit(n), summed.divisor_dtype), array.dtype)
     np.testing.assert_allclose(found, array, rtol=0 if exact else 1e-6)
 
 
@@ -332,6 +332,8 @@ def test_a_window_that_comes_twice_is_named_and_not_counted():
         (np.zeros((4, 4)), [0, 4, 4, 8], "a box must be"),
         (np.zeros((4, 4)), [[0.0, 4.0], [4.0, 8.0]], "a box must be"),
         (np.zeros((3, 4, 4)), [[[0, 4], [4, 8]]] * 2, "2 boxes"),
+        (np.zeros((2, 4, 4)), [[[0, 4], [4, 8]], [[0, 4], [0, 4]]], "appended before"),
+        (np.zeros((2, 4, 4)), [[[0, 4], [4, 8]], [[0, 4], [4, 8]]], "appended before"),
         (np.full((4, 4), "a"), [[0, 4], [4, 8]], "dtype"),
     ],
 )

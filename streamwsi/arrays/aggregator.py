@@ -26,7 +26,7 @@ from streamwsi.arrays.weights import OwnWeights, Weights
 from streamwsi.errors import ArrayError, ConfigError
 from streamwsi.geometry import Int64Array
 
-_BLOCK_VALUES = 1 << 18
+_BLOCK_VALUES = 1 << 16
 """Places of a block, about, where neither patches nor the output's chunks ask for more."""
 _NAMED = 8
 """So many missing windows are named in a message."""
@@ -68,8 +68,8 @@ class Aggregator:
         ``postprocess(block, box)`` is called once for each finished block, after `reduce`, and returns what is written: with
         the same spatial sizes; other axes may change. It may be called from any thread that appends.
     block_size
-        Spatial size of a block: one number or one for each axis; about half a million values and at least a patch by
-        default, whole chunks where the output has such.
+        Spatial size of a block: one number or one for each axis; by default at least a patch, and about 65 thousand
+        places, whole chunks where the output has such.
     fill_value
         What stands where no window lies (border ``crop``, a step larger than the patch) or all weights are 0. NaN by
         default; types without NaN need one.
@@ -117,8 +117,6 @@ class Aggregator:
         self._blender: Blender | None = None
         self._blocks: dict[Place, _Block] = {}
         self._output: Output | None = None
-        self._in_place: AnyArray | None = None
-        """The result, where it is in memory and blocks are summed in it."""
         self._failure: BaseException | None = None
         self._block_rest: tuple[int, ...] = ()
         """The sizes of a finished block's axes that are not spatial."""
@@ -185,7 +183,7 @@ class Aggregator:
                 untouched = blender.blocks.n_windows(place) == 0
                 if untouched or (allow_missing and not self._all_received(blender, place)):
                     begun = self._blocks.pop(place, None)
-                    summed = begun.sum if begun else blender.new_sum(place, self._in_place)
+                    summed = begun.sum if begun else blender.new_sum(place)
                     self._finish(blender, place, summed, blender.total_of(place, summed, self._received))
             if self._output is None:
                 raise ArrayError("no block was written; this is a fault of streamwsi")
@@ -226,7 +224,7 @@ class Aggregator:
         with self._lock:
             block = self._blocks.get(place)
             if block is None:
-                block = self._blocks[place] = _Block(blender.new_sum(place, self._in_place), blender.blocks.n_windows(place))
+                block = self._blocks[place] = _Block(blender.new_sum(place), blender.blocks.n_windows(place))
         inside, part = blender.cut(place, box)
         with block.lock:
             block.sum.add(inside, patch[part], weights[part])
@@ -239,8 +237,6 @@ class Aggregator:
 
     def _finish(self, blender: Blender, place: Place, summed: Sum, total: Total) -> None:
         block = blender.finished(place, summed, total)
-        if self._in_place is not None:
-            return
         where = blender.blocks.slices(place)
         with self._writing:
             if self._output is None:
@@ -282,9 +278,6 @@ class Aggregator:
         )
         blender.check(patch, box)
         blender.fill_value(needed=self.grid.n_uncovered > 0)
-        if self._output_asked is None:
-            self._in_place = blender.result_in_place()
-            self._output = None if self._in_place is None else Output(self._in_place)
         self._blender = blender
         return blender
 

@@ -18,7 +18,7 @@ import numpy as np
 from streamwsi.arrays.blocks import Blocks, Place
 from streamwsi.arrays.grid import FloatArray, PatchGrid, written
 from streamwsi.arrays.sources import AnyArray, as_numpy
-from streamwsi.arrays.sums import FloatSum, Sum, make_sum, rounded, sum_dtype, unit
+from streamwsi.arrays.sums import Sum, make_sum, rounded, sum_dtype, unit
 from streamwsi.arrays.weights import Weights
 from streamwsi.errors import ArrayError
 from streamwsi.geometry import Int64Array
@@ -124,26 +124,8 @@ class Blender:
             self._expanded[size] = found
         return found
 
-    def result_in_place(self) -> AnyArray | None:
-        """The whole result as zeros, where sums can be made in it and be divided there; else None."""
-        if self._exact or self._reduce or self._postprocess or self._blended_dtype() != self._sum_dtype:
-            return None
-        shape = list(self._shape)
-        for axis, extent in zip(self._axes, self.grid.extent, strict=True):
-            shape[axis] = extent
-        return np.zeros(shape, self._sum_dtype)
-
-    def where(self, place: Place) -> tuple[slice, ...]:
-        """Where a block lies in the result, if that has the axes of patches."""
-        found = [slice(None)] * len(self._shape)
-        for axis, one in zip(self._axes, self.blocks.slices(place), strict=True):
-            found[axis] = one
-        return tuple(found)
-
-    def new_sum(self, place: Place, result: AnyArray | None) -> Sum:
-        """An empty sum for a block; within the result, where there is one in place."""
-        if result is not None:
-            return FloatSum(result[self.where(place)])
+    def new_sum(self, place: Place) -> Sum:
+        """An empty sum for a block."""
         shape = list(self._shape)
         for axis, (start, stop) in zip(self._axes, self.blocks.spans(place), strict=True):
             shape[axis] = stop - start

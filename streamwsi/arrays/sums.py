@@ -39,9 +39,8 @@ class Sum(Protocol):
 class FloatSum:
     """Sums of floating-point or complex numbers, or of integers with weights that differ."""
 
-    def __init__(self, values: AnyArray) -> None:
-        self.values = values
-        """Zeros, to be added to."""
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.values: AnyArray = np.zeros(shape, dtype)
 
     @property
     def divisor_dtype(self) -> np.dtype[Any]:
@@ -112,7 +111,7 @@ def make_sum(shape: tuple[int, ...], dtype: np.dtype[Any], exact: bool, overlaps
             return WideIntegerSum(shape)
         largest = max(np.iinfo(dtype).max, -int(np.iinfo(dtype).min)) if dtype.kind != "b" else 1
         return IntegerSum(shape, np.dtype(np.int32 if largest * overlaps < 2**31 else np.int64))
-    return FloatSum(np.zeros(shape, sum_dtype(dtype, overlaps)))
+    return FloatSum(shape, sum_dtype(dtype, overlaps))
 
 
 def sum_dtype(dtype: np.dtype[Any], overlaps: int) -> np.dtype[Any]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from streamwsi._version import __version__
 
 if TYPE_CHECKING:
+    from streamwsi.arrays.aggregator import Aggregator
+    from streamwsi.arrays.sampler import ArraySampler
     from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
     from streamwsi.collecting.models import ExportedProgramCollector, ModelCollector, TorchScriptCollector
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from streamwsi.dataset import Dataset, Patient, Slide, SlideInfo
     from streamwsi.errors import (
         AnnotationError,
+        ArrayError,
         CollectorError,
         ConfigError,
         DatasetError,
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
     from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
 
 _WHERE = {
+    "arrays.aggregator": ("Aggregator",),
+    "arrays.sampler": ("ArraySampler",),
     "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
     "collecting.models": ("ExportedProgramCollector", "ModelCollector", "TorchScriptCollector"),
@@ -81,6 +86,7 @@ _WHERE = {
     "dataset": ("Dataset", "Patient", "Slide", "SlideInfo"),
     "errors": (
         "AnnotationError",
+        "ArrayError",
         "CollectorError",
         "ConfigError",
         "DatasetError",

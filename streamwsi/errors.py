@@ -62,6 +62,10 @@ class AnnotationError(StreamwsiError, ValueError):
     """Annotations cannot be read or used: the file is not of its format, or a region in it is no area."""
 
 
+class ArrayError(StreamwsiError, ValueError):
+    """An array cannot be sampled, or patches not be put together: missing, doubled, foreign, or of another shape."""
+
+
 class RunError(StreamwsiError, RuntimeError):
     """The run was broken off; what was committed stays."""
 

@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "nested_as_holes",
         "write_geojson",
     ),
+    "Arrays of any dimension": ("ArraySampler", "Aggregator"),
     "Errors": (
         "StreamwsiError",
         "ConfigError",
@@ -68,6 +69,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "MapError",
         "MaskError",
         "AnnotationError",
+        "ArrayError",
         "RunError",
         "CollectorError",
         "ModelError",

@@ -57,8 +57,8 @@ def invoke(*arguments: object) -> list[str]:
 def test_render_draws_the_map_alone(tmp_path: Path) -> None:
     file = run_folder(tmp_path) / "a.h5"
     options = ("--view", "map", "--channel", "density", "--threshold", "3", "--width", "300")
-    assert invoke("render", file, *options) == [str(tmp_path / "a_density.png")]
-    with Image.open(tmp_path / "a_density.png") as picture:
+    assert invoke("render", file, *options) == [str(tmp_path / "a_density_map.png")]
+    with Image.open(tmp_path / "a_density_map.png") as picture:
         assert picture.size[0] == 300
 
 

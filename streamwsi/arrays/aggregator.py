@@ -285,7 +285,7 @@ class Aggregator:
         n_axes, extent = len(axes), self.grid.extent
         if self._block_asked is not None:
             asked = self._block_asked
-            sizes = (asked,) * n_axes if isinstance(asked, int) else tuple(int(one) for one in asked)
+            sizes = (asked,) * n_axes if isinstance(asked, int | np.integer) else tuple(int(one) for one in asked)
             if len(sizes) != n_axes or min(sizes) < 1:
                 raise ConfigError(f"block_size must be one number, or {n_axes}, of at least 1, got {asked!r}")
             return tuple(min(size, whole) for size, whole in zip(sizes, extent, strict=True))

@@ -110,7 +110,7 @@ def test_an_array_comes_back_from_more_than_65_535_overlaps(dtype, weights):
     np.testing.assert_allclose(found, array, rtol=0 if dtype == "uint8" else 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, "float128"])
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, "longdouble"])
 def test_sums_are_right_for_any_number_of_overlaps(dtype):
     n = 70_000
     array = random_array((8,), dtype, 6)

@@ -178,17 +178,22 @@ def features(setting: Setting) -> Outcome:
 
 
 def several(setting: Setting) -> Outcome:
-    """Two collectors on one stream, and each in a run of its own."""
+    """Two collectors on one stream, and each in a run of its own: two light ones, and one that writes much."""
     large = setting.slides.large
-    collectors: dict[str, sw.StreamCollector] = {"touch": Touch(), "features": Features()}
-    contestants = {
-        "one stream": partial(stream_to_several, large, 256, 256, collectors),
-        "two runs": partial(stream_apart, large, 256, 256, collectors),
-    }
-    taken = setting.race(contestants, large)
-    seconds = Spread.of([one.seconds / two.seconds for one, two in zip(taken["one stream"], taken["two runs"], strict=True)])
-    row = Row("12", "two collectors on one stream ÷ two runs, time", seconds, aim=0.6, at_most=True)
-    return Outcome([row, *_tiles_row("two collectors", taken["one stream"])], taken)
+    touch, rows, all_taken = Touch(), [], {}
+    for number, name, other, aim in (("12", "mean", sw.MeanCollector(), 0.6), ("", "1024 features", Features(), None)):
+        collectors: dict[str, sw.StreamCollector] = {"touch": touch, "other": other}
+        contestants = {
+            f"touch and {name}, one stream": partial(stream_to_several, large, 256, 256, collectors),
+            f"touch and {name}, two runs": partial(stream_apart, large, 256, 256, collectors),
+        }
+        taken = setting.race(contestants, large)
+        one_stream, two_runs = taken.values()
+        shares = Spread.of([one.seconds / two.seconds for one, two in zip(one_stream, two_runs, strict=True)])
+        rows.append(Row(number, f"touch and {name} on one stream ÷ two runs, time", shares, aim=aim, at_most=True))
+        rows += _tiles_row(f"touch and {name}", one_stream)
+        all_taken |= taken
+    return Outcome(rows, all_taken)
 
 
 def scheduler(setting: Setting) -> Outcome:

@@ -215,8 +215,10 @@ class Siege:
         self._seen: dict[str, tuple[int, int, int]] = {}
         """Versions of final files that were found to be right."""
         self._process: subprocess.Popen[bytes] | None = None
-        for name in ("inside", "marks", "t"):
+        for name in ("inside", "marks"):
             (folder / name).mkdir(parents=True)
+        self._sockets = Path(tempfile.mkdtemp(prefix="siege-"))
+        """Where runs have their folders of sockets; in a longer path they would lie elsewhere."""
 
     def __enter__(self) -> Siege:
         return self
@@ -225,6 +227,7 @@ class Siege:
         if self._process is not None:  # an assertion has ended the siege, not the run
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
     # ---- runs
 
@@ -246,7 +249,7 @@ class Siege:
             "STREAMWSI_TEST_POINTS": json.dumps(self.points),
             "STREAMWSI_TEST_RUN": str(self.runs),
             "STREAMWSI_TEST_PAUSE_S": str(self._pause_s),
-            "TMPDIR": str(self._folder / "t"),
+            "TMPDIR": str(self._sockets),
         }
         with self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -431,7 +434,7 @@ class Siege:
         self.repeated, self.overtaken = len(again), len(self._done_again(by_later_runs=False))
         assert not again, f"committed, and processed again by a later run: {sorted(again)[:9]} …\n{self.words()}"
         assert not list(self._alive()), self.words()
-        sockets = len(list((self._folder / "t").glob("streamwsi-*")))
+        sockets = len(list(self._sockets.glob("streamwsi-*")))
         all_at_once = sum(1 for kill in self.kills if kill.role == "all")  # who has left nobody to clean up
         assert sockets <= all_at_once, f"{sockets} folders of sockets were left\n{self.words()}"
 

@@ -39,9 +39,9 @@ class Accounts:
         self._patients: dict[int, PatientReport] = {}
         self._clocks: dict[Role, dict[str, Clock]] = {role: {} for role in ROLES}
         self.report = Report(streamwsi_version=__version__, warnings=list(folder.warnings))
-        self.patients_to_do = self._find_patients_to_do(gathers)
+        self.todo = frozenset(self._find_patients_to_do(gathers))
         """Places in the dataset of the patients that no earlier run has finished."""
-        progress.add_slides(sum(len(dataset[number].slides) for number in self.patients_to_do))
+        progress.add_slides(sum(len(dataset[number].slides) for number in self.todo))
         for warning in self.report.warnings:
             progress.say(f"{self._prefix}warning: {warning}")
 

@@ -24,8 +24,6 @@ class Branch:
         self.job = job
         self.folder = folder
         self.accounts = Accounts(dataset, folder, job.gathers, progress, job.name)
-        self.todo = frozenset(self.accounts.patients_to_do)
-        """Places in the dataset of the patients that no earlier run has finished."""
         self.writer_of: dict[int, str] = {}
         """Who holds the journal of a patient."""
         self.sealed: list[str] = []
@@ -42,7 +40,7 @@ class Branch:
     @property
     def has_work(self) -> bool:
         """There is something left to do."""
-        return bool(self.todo) or not self.all_published
+        return bool(self.accounts.todo) or not self.all_published
 
     @property
     def rules(self) -> BranchRules:

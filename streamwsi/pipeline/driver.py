@@ -96,7 +96,7 @@ class Driver:
 
     def _patient_jobs(self) -> Iterator[PatientJob]:
         for number, patient in enumerate(self._job.dataset):
-            branches = tuple(place for place, branch in enumerate(self._branches) if number in branch.todo)
+            branches = tuple(place for place, branch in enumerate(self._branches) if number in branch.accounts.todo)
             if branches:
                 yield PatientJob(number, len(patient.slides), branches)
 
@@ -355,7 +355,7 @@ class Driver:
             self._workforce.tell(loader.name, messages.CloseSlide(*order.slide))
         opened = self._opened_at.pop(order.slide, None)
         for branch in self._branches:
-            if opened is not None and order.slide[0] in branch.todo:
+            if opened is not None and order.slide[0] in branch.accounts.todo:
                 branch.accounts.slide_done(order.slide, time.monotonic() - opened)
 
     def _ask_finished(self, order: AskFinished) -> None:
@@ -477,7 +477,7 @@ class Driver:
         if message.patient in self._refs:
             self._tiles[key] = decoded, seen
         for branch in self._branches:
-            if message.patient in branch.todo:
+            if message.patient in branch.accounts.todo:
                 branch.accounts.tiles_decoded(key, decoded, seen.bit_count())
 
     def _chunk_read(self, worker: Worker, message: messages.ChunkRead) -> None:

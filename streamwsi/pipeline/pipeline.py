@@ -223,7 +223,7 @@ class Pipeline:
         try:
             for part in self._parts:
                 folders.append(stack.enter_context(self._folder(part)))
-        except Exception:
+        except BaseException:
             for folder in reversed(folders):
                 folder.abandon()
             raise

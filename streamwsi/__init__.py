@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from streamwsi.geometry import Window, Windows
     from streamwsi.loading.level_at_mpp import LevelAtMpp
     from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.loading.window_loader import WindowLoader
     from streamwsi.maps.contact_sheet import contact_sheet
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
@@ -104,6 +105,7 @@ _WHERE = {
     "geometry": ("Window", "Windows"),
     "loading.level_at_mpp": ("LevelAtMpp",),
     "loading.sliding_window": ("SlidingWindowLoader",),
+    "loading.window_loader": ("WindowLoader",),
     "maps.contact_sheet": ("contact_sheet",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),

@@ -43,10 +43,12 @@ class SmallChunk:
     window: Window
     """Where it lies."""
     pixels: UInt8Array
-    """(height, width, 3) uint8, RGB; a view into its big chunk."""
+    """(height, width, 3) uint8, RGB, with its margin; a view into its big chunk."""
+    margin: int = 0
+    """Pixels on each side that belong to what lies around the window."""
 
     def __post_init__(self) -> None:
-        expected = (self.window.height, self.window.width, 3)
+        expected = (self.window.height + 2 * self.margin, self.window.width + 2 * self.margin, 3)
         if self.pixels.shape != expected:
             raise ChunkError(f"window {self.window.index}: pixels must be {expected}, got {self.pixels.shape}")
 
@@ -56,19 +58,26 @@ class Batch:
     """Windows of one big chunk, stacked for a model; all of one size."""
 
     pixels: UInt8Array
-    """(n, height, width, 3) uint8, RGB, contiguous."""
+    """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for."""
     windows: Windows
     """Their windows, in the rows' order."""
     slide: Slide
     """The slide they are of, with what its reader says."""
     patient: Patient
     """Whose slide it is, with records."""
+    margin: int = 0
+    """Pixels on each side of a window's that belong to what lies around it."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __iter__(self) -> Iterator[SmallChunk]:
-        return (SmallChunk(window, self.pixels[row]) for row, window in enumerate(self.windows))
+        return (SmallChunk(window, self.pixels[row], self.margin) for row, window in enumerate(self.windows))
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The label of each window, where a sampler has given it one; else None."""
+        return self.windows.labels
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class BigChunk:
     """(x, y) of the region, in pixels of the level read; None where the windows are packed."""
     skipped: npt.NDArray[np.bool_]
     """(n,) bool: windows whose pixels could not be read."""
+    margin: int = 0
+    """Pixels around each window that its pixels have besides its own."""
 
     def __post_init__(self) -> None:
         ndim = 3 if self.origin is not None else 4
@@ -105,17 +116,28 @@ class BigChunk:
             )
 
     def pixels_of(self, row: int) -> UInt8Array:
-        """(height, width, 3) uint8: the pixels of the window in that `row`, a view."""
-        width, height = self.windows.size[row].tolist()
+        """(height, width, 3) uint8: the pixels of the window in that `row`, with its margin, a view."""
+        width, height = self.size_px(row)
         if self.origin is None:
             return self.pixels[row, :height, :width]
-        x, y = (self.windows.start[row] - self.origin).tolist()
+        x, y = (self.corners[row] - self.origin).tolist()
         return self.pixels[y : y + height, x : x + width]
+
+    @cached_property
+    def corners(self) -> Int64Array:
+        """(n, 2) int64: (x, y) of where each window's pixels begin, in pixels of the level read."""
+        corners: Int64Array = self.windows.start - self.margin
+        return corners
+
+    def size_px(self, row: int) -> tuple[int, int]:
+        """(width, height) of the pixels of the window in that `row`."""
+        width, height = self.windows.size[row].tolist()
+        return width + 2 * self.margin, height + 2 * self.margin
 
     def small_chunks(self) -> Iterator[SmallChunk]:
         """Every window that could be read, with its pixels."""
         for row in np.flatnonzero(~self.skipped).tolist():
-            yield SmallChunk(self.windows[row], self.pixels_of(row))
+            yield SmallChunk(self.windows[row], self.pixels_of(row), self.margin)
 
     @cached_property
     def readable_rows(self) -> npt.NDArray[np.intp]:
@@ -146,7 +168,7 @@ class BigChunk:
         """(n, height, width, 3) uint8, contiguous and writable: the pixels of the windows in these `rows`, all of one size, a
         view; None where they do not lie one after the other.
         """
-        width, height = self.windows.size[rows[0]].tolist()
+        width, height = self.size_px(int(rows[0]))
         packed = self.origin is None and (height, width) == self.pixels.shape[1:3] and bool(np.all(np.diff(rows) == 1))
         return self.pixels[rows[0] : rows[-1] + 1] if packed and self.pixels.flags.writeable else None
 
@@ -155,9 +177,9 @@ class BigChunk:
 
         `memory` gives room for so many bytes, (n,) uint8, where it is asked for some.
         """
-        width, height = self.windows.size[rows[0]].tolist()
+        width, height = self.size_px(int(rows[0]))
         if self.origin is not None and width * height * 3 < _SMALL_BYTES:
-            return self._gathered(self.windows.start[rows] - self.origin, width, height)
+            return self._gathered(self.corners[rows] - self.origin, width, height)
         size = len(rows) * height * width * 3
         flat = np.empty(size, np.uint8) if memory is None else memory(size)
         stacked = flat.reshape(len(rows), height, width, 3)

@@ -50,6 +50,8 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """``csv`` or ``hdf5``."""
     one_file: bool
     """All patients in one file."""
+    sampler: dict[str, Any] | None = None
+    """What decides the windows that a sampler chooses; None: all windows of the grid."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,8 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     format: Literal["csv", "hdf5"]
     one_file: bool = False
+    with_labels: bool = False
+    """Windows carry labels, which stand in the files."""
     publish_partial: bool = False
     journal_dir: str | None = None
     """Where the journals lie; None: ``.journal`` in the folder."""

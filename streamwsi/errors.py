@@ -34,6 +34,10 @@ class RegionError(SlideError):
     """A region of an open slide cannot be read, on a fresh handle too."""
 
 
+class PlanError(StreamwsiError, ValueError):
+    """What a sampler gives is no plan: a window twice, or labels that are none."""
+
+
 class ChunkError(StreamwsiError, ValueError):
     """A chunk, a batch or a piece does not have the shape it must have."""
 

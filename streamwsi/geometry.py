@@ -71,6 +71,13 @@ def axis_sizes(starts: Int64Array, extent_px: int, kernel_px: int, border: Borde
     return np.full_like(starts, kernel_px)
 
 
+def starts_at(xy: Int64Array, downsample: float) -> Int64Array:
+    """The starts in pixels of the level read, (n, 2) int64, of windows at level-0 `xy`; `downsample` is at least 1."""
+    # the whole numbers whose floor(start * downsample) these are
+    starts: Int64Array = np.ceil(xy / downsample - 1e-9).astype(np.int64)
+    return starts
+
+
 @dataclass(frozen=True)
 class Window:
     """One position of the sliding window."""
@@ -89,6 +96,8 @@ class Window:
     """Width in pixels of the level read."""
     height: int
     """Height in pixels of the level read."""
+    label: str | None = None
+    """What the region that it was chosen in is called; None where it has no label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +112,10 @@ class Windows:
     """(n, 2) int64: (x, y) in level-0 pixels, as written to files."""
     size: Int64Array
     """(n, 2) int64: (width, height) in pixels of the level read."""
+    label: Int64Array | None = None
+    """(n,) int64: places in `label_names`, -1 for none; None where no window of the slide has a label."""
+    label_names: tuple[str, ...] = ()
+    """The labels that there are on the slide."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,23 +126,37 @@ class Windows:
             self.xy[row].tolist(),
             self.size[row].tolist(),
         )
-        return Window(int(self.index[row]), x, y, start_x, start_y, width, height)
+        code = -1 if self.label is None else int(self.label[row])
+        label = self.label_names[code] if code >= 0 else None
+        return Window(int(self.index[row]), x, y, start_x, start_y, width, height, label)
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The label of each window; None for one that has none."""
+        if self.label is None:
+            return [None] * len(self)
+        return [self.label_names[code] if code >= 0 else None for code in self.label.tolist()]
 
     def __iter__(self) -> Iterator[Window]:
         return (self[row] for row in range(len(self)))
 
     def take(self, rows: npt.NDArray[np.intp] | slice) -> Windows:
         """The windows at `rows`, as another table."""
-        return Windows(self.index[rows], self.start[rows], self.xy[rows], self.size[rows])
+        label = None if self.label is None else self.label[rows]
+        return Windows(self.index[rows], self.start[rows], self.xy[rows], self.size[rows], label, self.label_names)
 
     def table(self) -> Int64Array:
-        """All columns side by side, (n, 7) int64: index, start, xy, size; what crosses the wire."""
-        return np.column_stack([self.index, self.start, self.xy, self.size])
+        """All columns side by side, (n, 8) int64: index, start, xy, size, label (-1: none); what crosses the wire."""
+        label = np.full(len(self), -1, np.int64) if self.label is None else self.label
+        return np.column_stack([self.index, self.start, self.xy, self.size, label])
 
     @classmethod
-    def from_table(cls, table: Int64Array) -> Windows:
-        """The inverse of :meth:`table`."""
-        return cls(table[:, 0], table[:, 1:3], table[:, 3:5], table[:, 5:7])
+    def from_table(cls, table: Int64Array, label_names: tuple[str, ...] = ()) -> Windows:
+        """The inverse of :meth:`table`. Raises ValueError for labels that are none of `label_names`."""
+        label = table[:, 7] if label_names else None
+        if label is not None and (label.min(initial=-1) < -1 or label.max(initial=-1) >= len(label_names)):
+            raise ValueError(f"labels from {label.min()} to {label.max()}, of {len(label_names)}")
+        return cls(table[:, 0], table[:, 1:3], table[:, 3:5], table[:, 5:7], label, label_names)
 
 
 @dataclass(frozen=True)

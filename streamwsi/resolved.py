@@ -14,6 +14,7 @@ import numpy as np
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.geometry import Border, ChunkGrid, Grid, Windows
+from streamwsi.plan import Chunks, Plan, Sample, SampledWindows
 
 
 class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,7 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     level: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
+    """(x, y) steps, in pixels of the level read; (0, 0) where a sampler has placed windows freely."""
     border: Border
     background: tuple[int, int, int]
     block: tuple[int, int]
@@ -40,6 +42,10 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of chunks in a band, see :class:`streamwsi.geometry.ChunkGrid`."""
     resampled_px: float
     """Largest shift of a region against the level's own pixels, in pixels of the level; 0: every region is exact."""
+    margin: int = 0
+    """Pixels around each window that are read with it."""
+    sample: Sample | None = None
+    """The windows that a sampler has chosen; None: all of the grid."""
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -51,9 +57,31 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
         """Level-0 pixels per pixel of the level read."""
         return self.info.level_downsamples[self.level]
 
-    def grid(self) -> Grid:
+    def plan(self) -> Plan:
         """All windows of the slide."""
+        return self.grid() if self.sample is None else self._sampled(self.sample)
+
+    def grid(self) -> Grid:
+        """The sliding window over all of the slide, whether or not a sampler has chosen others."""
         return _grid(self.extent, self.kernel, self.stride, self.border, self.downsample)
+
+    def for_chunk(self, number: int) -> ResolvedSlide:
+        """The same for one chunk, as it crosses the wire: of many windows that a sampler has chosen, only those in it."""
+        if self.sample is None:
+            return self
+        return msgspec.structs.replace(self, sample=self._sampled(self.sample).cut_to(number))
+
+    def same_windows(self, other: ResolvedSlide) -> bool:
+        """Whether another has the same windows of a sampler, however they are cut into chunks."""
+        if self.sample is None or other.sample is None:
+            return self.sample is other.sample
+        one, two = self._sampled(self.sample), other._sampled(other.sample)
+        return np.array_equal(one.start, two.start) and one.windows(one.index).labels == two.windows(two.index).labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels that its windows may have."""
+        return () if self.sample is None else self.sample.label_names
 
     def chunk_bytes(self, number: int) -> int:
         """How many bytes the pixels of a big chunk take."""
@@ -68,24 +96,32 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
         shape, origin = self._layout(windows)
         size = math.prod(shape)
         pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
-        return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool))
+        return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool), self.margin)
+
+    def chunks(self) -> Chunks:
+        """How they are cut into big chunks."""
+        return self.chunk_grid() if self.sample is None else self._sampled(self.sample).chunks()
+
+    def chunk_grid(self) -> ChunkGrid:
+        """How the sliding window over all of the slide is cut into big chunks."""
+        return ChunkGrid(self.grid().shape, self.block, self.band)
+
+    def _sampled(self, sample: Sample) -> SampledWindows:
+        return sample.decoded(self.kernel, self.downsample)
 
     def _windows(self, chunk: int) -> Windows:
-        return self.grid().windows(self.chunks().indices(chunk))
+        return self.plan().windows(self.chunks().indices(chunk))
 
-    @staticmethod
-    def _layout(windows: Windows) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+    def _layout(self, windows: Windows) -> tuple[tuple[int, ...], tuple[int, int] | None]:
         """Shape of the pixels, and origin of the region, where they are one."""
-        left, top = windows.start.min(axis=0).tolist()
+        sizes = windows.size + 2 * self.margin
+        left, top = (windows.start.min(axis=0) - self.margin).tolist()
         right, bottom = (windows.start + windows.size).max(axis=0).tolist()
-        if (right - left) * (bottom - top) < int(windows.size.prod(axis=1).sum()):
+        right, bottom = right + self.margin, bottom + self.margin
+        if (right - left) * (bottom - top) < int(sizes.prod(axis=1).sum()):
             return (bottom - top, right - left, 3), (left, top)
-        width, height = windows.size.max(axis=0).tolist()
+        width, height = sizes.max(axis=0).tolist()
         return (len(windows), height, width, 3), None
-
-    def chunks(self) -> ChunkGrid:
-        """How they are cut into big chunks."""
-        return ChunkGrid(self.grid().shape, self.block, self.band)
 
 
 @lru_cache(maxsize=64)

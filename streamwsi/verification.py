@@ -109,7 +109,7 @@ def _file_problems(path: Path, record: PublishedPatient) -> list[str]:
 
 def _verify_statuses(slide: PublishedSlide, verdict: Verdict) -> None:
     """Every window has exactly one status."""
-    expected = len(slide.resolved.grid())
+    expected = len(slide.resolved.plan())
     counts = {"written": slide.written, "none": slide.none, "skipped": slide.skipped, "stopped": slide.stopped}
     for name, count in counts.items():
         setattr(verdict, name, getattr(verdict, name) + count)
@@ -126,7 +126,7 @@ def _verify_rows(path: Path, patient_id: str, slide: PublishedSlide, verdict: Ve
     except MapError as error:
         verdict.problems.append(str(error))
         return
-    has_row = np.ones(len(slide.resolved.grid()), bool)
+    has_row = np.ones(len(slide.resolved.plan()), bool)
     for first, last, _ in slide.not_written:
         has_row[first : last + 1] = False
     expected = np.flatnonzero(has_row)
@@ -136,7 +136,7 @@ def _verify_rows(path: Path, patient_id: str, slide: PublishedSlide, verdict: Ve
             f"slide {name!r}: "
             + (f"window {missing[0]} is missing" if len(missing) else f"window {strange[0]} should not have a row")
         )
-    planned = slide.resolved.grid().windows(pieces.index)
+    planned = slide.resolved.plan().windows(pieces.index)
     if not (np.array_equal(planned.xy, pieces.coords) and np.array_equal(planned.size, pieces.size)):
         verdict.problems.append(f"slide {name!r}: coordinates are not those of the plan")
 

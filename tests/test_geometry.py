@@ -182,7 +182,7 @@ def test_a_table_of_windows_gives_the_windows_back():
     grid = a_grid(border="adaptive", downsample=2.5)
     windows = grid.windows(np.arange(len(grid), dtype=np.int64))
     table = windows.table()
-    assert table.shape == (len(grid), 7) and table.dtype == np.int64
+    assert table.shape == (len(grid), 8) and table.dtype == np.int64
     assert list(Windows.from_table(table)) == list(windows)
 
 

@@ -64,7 +64,8 @@ class Step:
         if found is None:
             raise RuntimeError("the batch was taken already, or nothing of its chunk could be read")
         pixels = found.result() if isinstance(found, Future) else found
-        return Batch(pixels, self.work.chunk.windows.take(self.members), self.work.slide, self.work.patient)
+        chunk = self.work.chunk
+        return Batch(pixels, chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin)
 
 
 class _Memory:

@@ -13,7 +13,7 @@ from streamwsi.chunks import Batch, ProcessedPiece
 from streamwsi.dataset import Patient
 
 if TYPE_CHECKING:
-    from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.loading.window_loader import WindowLoader
     from streamwsi.pipeline.report import Report
     from streamwsi.writing.stream_writer import StreamWriter
 
@@ -104,7 +104,7 @@ class StreamCollector:
         """
         raise NotImplementedError(f"{type(self).__name__} has mode 'collect' and must define collate")
 
-    def start_collecting(self, loader: SlidingWindowLoader, writer: StreamWriter, **options: Any) -> Report:
+    def start_collecting(self, loader: WindowLoader, writer: StreamWriter, **options: Any) -> Report:
         """Run a pipeline of `loader`, this collector and `writer`; `options` are those of :class:`streamwsi.Pipeline`."""
         from streamwsi.pipeline.pipeline import Pipeline
 

@@ -21,7 +21,7 @@ from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import Slide
 from streamwsi.errors import SlideError
 from streamwsi.loading.read import read_chunk
-from streamwsi.loading.resolve import Level, LevelError, ReadingOptions, resolve_slide
+from streamwsi.loading.resolve import ChoiceError, Choices, ReadingOptions, resolve_slide
 from streamwsi.slides.reader import SlideReader, TilesRead, open_slide
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.wire.channels import DataOutputs, Poll, Wakeup
@@ -109,17 +109,17 @@ class _Done(NamedTuple):
     seconds: float
 
 
-def run_loader(seat: Seat, options: ReadingOptions, level: Level, slots: SharedSlots | None = None) -> None:
+def run_loader(seat: Seat, options: ReadingOptions, choices: Choices, slots: SharedSlots | None = None) -> None:
     """Serve the driver until it says stop."""
-    _Loader(seat, options, level, slots).run()
+    _Loader(seat, options, choices, slots).run()
 
 
 class _Loader:
-    def __init__(self, seat: Seat, options: ReadingOptions, level: Level, slots: SharedSlots | None) -> None:
+    def __init__(self, seat: Seat, options: ReadingOptions, choices: Choices, slots: SharedSlots | None) -> None:
         self._seat = seat
         self._slots = slots
         self._options = options
-        self._level = level
+        self._choices = choices
         self._readers = _Readers(options)
         self._throttle = _Throttle(options.min_chunk_interval_s)
         self._outputs = DataOutputs(seat.context)
@@ -222,8 +222,8 @@ class _Loader:
         try:
             reader = self._readers.get((order.patient, order.slide), order.path)
             place = (order.patient, order.slide)
-            return SlideResolved(resolve_slide(reader, place, order.patient_id, slide, self._level, self._options))
-        except LevelError as error:
+            return SlideResolved(resolve_slide(reader, place, order.patient_id, slide, self._choices, self._options))
+        except ChoiceError as error:
             raise UserCodeError(str(error)) from error.__cause__
         except (SlideError, OSError) as error:
             return SlideFailed(order.patient, order.slide, str(error))

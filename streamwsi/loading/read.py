@@ -36,9 +36,14 @@ def read_chunk(
 
 
 def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
-    """What no other chunk has windows on: (left, top, right, bottom) in pixels of the level; beyond the edges where none is."""
+    """What no other chunk has windows on: (left, top, right, bottom) in pixels of the level; beyond the edges where none is.
+
+    Of windows that a sampler has chosen that is not known: nothing is.
+    """
+    if resolved.sample is not None:
+        return 0, 0, 0, 0
     grid = resolved.grid()
-    first_row, last_row, first_column, last_column = resolved.chunks().bounds(number)
+    first_row, last_row, first_column, last_column = resolved.chunk_grid().bounds(number)
     beyond = max(grid.extent) + max(grid.kernel)
 
     def own(starts: Int64Array, kernel: int, first: int, last: int) -> tuple[int, int]:
@@ -53,13 +58,13 @@ def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
 def _parts(chunk: BigChunk) -> list[Part]:
     if chunk.origin is not None:
         return [(*chunk.origin, chunk.pixels)]
-    starts = chunk.windows.start.tolist()
+    starts = chunk.corners.tolist()
     return [(x, y, chunk.pixels_of(row)) for row, (x, y) in enumerate(starts)]
 
 
 def _read_each(reader: SlideReader, level: int, chunk: BigChunk) -> None:
     """Read the windows of a chunk one by one into its pixels; flag those that cannot be read."""
-    for row, (x, y) in enumerate(chunk.windows.start.tolist()):
+    for row, (x, y) in enumerate(chunk.corners.tolist()):
         target = chunk.pixels_of(row)
         try:
             # not straight into its place, which it may share with others: what a read that fails leaves there is anything

@@ -9,19 +9,33 @@ import hashlib
 import operator
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide, SlideInfo
-from streamwsi.errors import CollectorError, SlideError
+from streamwsi.errors import CollectorError, PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
+from streamwsi.sampling.sampler import Places, Sampler
+from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
 
 Level = int | Callable[[Slide], int]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What chooses the level and the windows of a slide once it is open; the user's code, it may be."""
+
+    level: Level = 0
+    sampler: Sampler | None = None
+    """None: all windows of the grid."""
 
 
 class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,22 +54,34 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     tile_cache_bytes: int = TILE_CACHE_BYTES
 
 
-class LevelError(CollectorError):
-    """The user's ``level`` callable raised; the cause is its exception."""
+class ChoiceError(CollectorError):
+    """The user's code that chooses the level or the windows raised; the cause is its exception."""
 
 
 def resolve_slide(
-    reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, level: Level, options: ReadingOptions
+    reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, choices: Choices, options: ReadingOptions
 ) -> ResolvedSlide:
     """Settle level, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
 
-    Raises SlideError when the slide does not have the level, or the callable that chooses it says so with one; LevelError
-    when the callable raises anything else.
+    Raises SlideError when the slide does not have the level, has no room for the windows, or the code that chooses them says so
+    with one; ChoiceError when that code raises anything else.
     """
     info = reader.info
-    chosen = _choose_level(level, Slide(slide.path, slide.id, info), info)
+    opened = Slide(slide.path, slide.id, info)
+    chosen = _choose_level(choices.level, opened, info)
     grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
-    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, info.tile_sizes[chosen], options.tile_cache_bytes // 3)
+    tile, cache_px = info.tile_sizes[chosen], options.tile_cache_bytes // 3
+    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px)
+    stride: tuple[int, int] | None = options.stride
+    margin, sample = 0, None
+    if choices.sampler is not None:
+        margin = choices.sampler.margin
+        scene = Scene(opened, patient_id, grid.extent, grid.downsample, options.kernel, reader)
+        places = _choose_windows(choices.sampler, scene)
+        size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
+        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px)
+        sample = Sample.of(places.start, chunk, places.label, places.names)
+        stride = places.stride
     return ResolvedSlide(
         patient=place[0],
         slide=place[1],
@@ -66,13 +92,44 @@ def resolve_slide(
         info=info,
         level=chosen,
         kernel=options.kernel,
-        stride=options.stride,
+        stride=stride or (0, 0),
         border=options.border,
         background=options.background,
         block=chunks.block,
         band=chunks.band,
         resampled_px=reader.resampled_px(chosen),
+        margin=margin,
+        sample=sample,
     )
+
+
+def _choose_windows(sampler: Sampler, scene: Scene) -> Places:
+    name = type(sampler).__name__
+    try:
+        places = sampler.places(scene)
+        _check_places(places, f"{name}, slide {scene.slide.id!r}", sampler.carries_labels)
+    except SlideError:  # there is no room for them, say: the slide fails, the others do not
+        raise
+    except Exception as error:
+        raise ChoiceError(f"{name}.places raised for slide {scene.slide.id!r}") from error
+    return places
+
+
+def _check_places(places: Places, whose: str, labelled: bool) -> None:
+    """Raise PlanError where a sampler of the user's own gives what is no plan."""
+    start = places.start
+    if start.ndim != 2 or start.shape[1] != 2 or start.dtype != np.int64:
+        raise PlanError(f"{whose}: places must be (n, 2) int64, got {start.dtype} {start.shape}")
+    if len(np.unique(start, axis=0)) < len(start):
+        found, times = np.unique(start, axis=0, return_counts=True)
+        raise PlanError(f"{whose}: the window at {tuple(found[np.argmax(times)].tolist())} is given {times.max()} times")
+    label = places.label
+    if (label is not None) and not labelled:
+        raise PlanError(f"{whose}: it gives labels and does not say so: set carries_labels")
+    if label is not None and (
+        label.shape != start.shape[:1] or label.min(initial=-1) < -1 or label.max(initial=-1) >= len(places.names)
+    ):
+        raise PlanError(f"{whose}: labels must be (n,) for {len(start)} windows, each -1 or a place in {places.names}")
 
 
 def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
@@ -83,7 +140,7 @@ def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
         except SlideError:  # the slide has no level that fits: it fails, the others do not
             raise
         except Exception as error:
-            raise LevelError(f"the level callable raised for slide {slide.id!r}") from error
+            raise ChoiceError(f"the level callable raised for slide {slide.id!r}") from error
     try:
         number = operator.index(chosen)
     except TypeError:

@@ -1,4 +1,4 @@
-"""The loader as users describe it: a dataset, and a window that slides over each of its slides.
+"""The sliding window as users describe it.
 
 In: options.  Out: the same, checked.  Opens nothing; the loader processes do.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamwsi.config import OnBadRegion, at_least, check_background, check_border, one_of, positive_pair
+from streamwsi.config import OnBadRegion, check_border, positive_pair
 from streamwsi.dataset import Dataset, Slide
-from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
-from streamwsi.slides.reader import READERS
+from streamwsi.loading.window_loader import WindowLoader
 
 
-class SlidingWindowLoader:
+class SlidingWindowLoader(WindowLoader):
     """Slides a window over each slide of a dataset.
 
     Parameters
@@ -52,17 +51,7 @@ class SlidingWindowLoader:
         on_bad_region: OnBadRegion = "fail",
         reader: str = "auto",
     ) -> None:
-        if not isinstance(dataset, Dataset):
-            raise ConfigError(f"dataset must be a streamwsi.Dataset, got {type(dataset).__name__}")
-        self.dataset = dataset
-        self.kernel_size = positive_pair(kernel_size, "kernel_size")
-        self.stride = positive_pair(stride, "stride") if stride is not None else self.kernel_size
-        if not callable(level):
-            at_least(level, 0, "level")
-            if not isinstance(level, int):
-                raise ConfigError(f"level must be an int or a callable, got {level!r}")
-        self.level = level
+        super().__init__(dataset, kernel_size, None, level, background=background, on_bad_region=on_bad_region, reader=reader)
+        if stride is not None:
+            self.stride = positive_pair(stride, "stride")
         self.border = check_border(border)
-        self.background = check_background(background)
-        self.on_bad_region: OnBadRegion = one_of(on_bad_region, ("fail", "skip"), "on_bad_region")
-        self.reader: str = one_of(reader, READERS, "reader")

@@ -23,9 +23,10 @@ import numpy.typing as npt
 from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError
 from streamwsi.geometry import Border, Grid, Int64Array
+from streamwsi.plan import Plan, Sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
-from streamwsi.writing.csv_file import WINDOW_COLUMNS
+from streamwsi.writing.csv_file import LABELLED_COLUMNS, WINDOW_COLUMNS
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import PublishedPatient
 
@@ -51,9 +52,9 @@ class SlidePlan:
     kernel: tuple[int, int]
     """(width, height) of a window, in pixels of the level read."""
     stride: tuple[int, int]
-    """(x, y) steps, in pixels of the level read."""
+    """(x, y) steps, in pixels of the level read; (0, 0) where windows lie on no grid."""
     border: Border
-    """What happens at the edge."""
+    """What happens at the edge, where they are all of a grid."""
     downsample: float
     """Level-0 pixels per pixel of the level read."""
     extent: tuple[int, int]
@@ -62,10 +63,39 @@ class SlidePlan:
     """(width, height) of level 0."""
     mpp: tuple[float, float] | None
     """(x, y) micrometres per level-0 pixel, or None where the slide does not say."""
+    sampled: int | None = None
+    """How many windows a sampler has chosen; None: they are all of a grid."""
+    sample: Sample | None = None
+    """Where they lie, of those that a sampler has chosen, where the records tell."""
+
+    @property
+    def n_windows(self) -> int:
+        """How many windows there are, with a row or not."""
+        return len(self.grid()) if self.sampled is None else self.sampled
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(width, height) of a cell of the map, in pixels of the level read: the stride, or a quarter of a window."""
+        width, height = (stride or max(1, kernel // 4) for stride, kernel in zip(self.stride, self.kernel, strict=True))
+        return width, height
 
     def grid(self) -> Grid:
-        """All windows of the slide."""
+        """All windows of the slide, where no sampler has chosen others."""
         return Grid(self.extent, self.kernel, self.stride, self.border, self.downsample)
+
+    def places(self) -> Plan | None:
+        """All windows of the slide; None where only those with a row are known."""
+        if self.sampled is None:
+            return self.grid()
+        return None if self.sample is None else self.sample.decoded(self.kernel, self.downsample)
+
+    def sizes(self, index: Int64Array) -> Int64Array:
+        """(n, 2) int64: (width, height), in pixels of the level read, of the windows with these places in the plan, `index`."""
+        if self.sampled is not None:
+            return np.tile(np.array(self.kernel, np.int64), (len(index), 1))
+        grid = self.grid()
+        inside = (index >= 0) & (index < len(grid))
+        return grid.windows(np.where(inside, index, 0)).size if len(grid) else np.empty((0, 2), np.int64)
 
     @classmethod
     def of(cls, resolved: ResolvedSlide) -> SlidePlan:
@@ -81,6 +111,8 @@ class SlidePlan:
             extent=resolved.extent,
             extent_l0=resolved.info.dimensions,
             mpp=resolved.info.mpp,
+            sampled=None if resolved.sample is None else resolved.sample.count,
+            sample=resolved.sample,
         )
 
     @classmethod
@@ -97,11 +129,12 @@ class SlidePlan:
             level=int(attributes["patch_level"]),
             kernel=pair("kernel_size"),
             stride=pair("stride"),
-            border=attributes["border"],
+            border=attributes["border"] if "sampled_windows" not in attributes else "pad",
             downsample=float(attributes["downsample"][0]),
             extent=pair("level_dim"),
             extent_l0=(int(attributes["level0_width"]), int(attributes["level0_height"])),
             mpp=(float(attributes["mpp"][0]), float(attributes["mpp"][1])) if "mpp" in attributes else None,
+            sampled=int(attributes["sampled_windows"]) if "sampled_windows" in attributes else None,
         )
 
 
@@ -127,6 +160,8 @@ class Pieces:
     """Names of the flattened values."""
     plan: SlidePlan | None
     """What the slide was resolved to; None for a CSV file without its record."""
+    labels: npt.NDArray[Any] | None = None
+    """(N,) of strings, empty for a window without a label; None where the file has none."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -138,6 +173,8 @@ class Pieces:
         places = np.column_stack([self.index, self.coords, np.full(len(self), self.level or 0), self.size])
         windows = pd.DataFrame(places, columns=pd.Index(WINDOW_COLUMNS[1:]))
         windows.insert(0, WINDOW_COLUMNS[0], self.slide)
+        if self.labels is not None:
+            windows.insert(1, LABELLED_COLUMNS[1], self.labels)
         values = pd.DataFrame(flattened(self.values), columns=pd.Index(self.columns))
         table: pd.DataFrame = pd.concat([windows, values], axis=1)
         return table
@@ -282,7 +319,7 @@ def _checked(path: Path, parts: Iterator[Pieces], heading: _Heading) -> Iterator
     for pieces in parts:
         _check_order(where, pieces, last)
         if heading.plan is not None and len(pieces):
-            _check_places(where, pieces, heading.plan.grid())
+            _check_places(where, pieces, heading.plan)
         last = int(pieces.index[-1]) if len(pieces) else last
         found += len(pieces)
         yield pieces
@@ -301,14 +338,17 @@ def _check_order(where: str, pieces: Pieces, last: int | None) -> None:
         raise MapError(f"{where}: window {window} {why}; the file was changed after it was written")
 
 
-def _check_places(where: str, pieces: Pieces, grid: Grid) -> None:
-    if pieces.index[0] < 0 or pieces.index[-1] >= len(grid):
+def _check_places(where: str, pieces: Pieces, plan: SlidePlan) -> None:
+    if pieces.index[0] < 0 or pieces.index[-1] >= plan.n_windows:
         strange = pieces.index[0] if pieces.index[0] < 0 else pieces.index[-1]
-        raise MapError(f"{where}: window {strange} is not in the plan, which has {len(grid)}")
-    moved = (grid.windows(pieces.index).xy != pieces.coords).any(axis=1)
+        raise MapError(f"{where}: window {strange} is not in the plan, which has {plan.n_windows}")
+    places = plan.places()
+    if places is None:
+        return
+    moved = (places.windows(pieces.index).xy != pieces.coords).any(axis=1)
     if moved.any():
         row = int(np.argmax(moved))
-        planned = tuple(grid.windows(pieces.index[row : row + 1]).xy[0].tolist())
+        planned = tuple(places.windows(pieces.index[row : row + 1]).xy[0].tolist())
         raise MapError(
             f"{where}: window {pieces.index[row]} lies at {tuple(pieces.coords[row].tolist())}, the plan has it at {planned}"
         )
@@ -359,34 +399,33 @@ class _HDF5Pieces:
             number = _channel_number(self._path, columns, channel)
             columns = (columns[number],)
         without_row = int((not_written[:, 1] - not_written[:, 0] + 1).sum())
-        return _Heading(patient, slide, columns, plan, number, spec, len(plan.grid()) - without_row)
+        return _Heading(patient, slide, columns, plan, number, spec, plan.n_windows - without_row)
 
     def parts(self, heading: _Heading, whole: bool = False) -> Iterator[Pieces]:
         """The pieces of a slide in parts, or in one."""
         plan, spec = heading.plan, heading.spec
         if plan is None or spec is None:
             raise MapError(f"{self._path}: the plan of slide {heading.slide!r} is not known")
-        grid = plan.grid()
         place = () if heading.channel is None else tuple(map(int, np.unravel_index(heading.channel, spec.shape)))
         with self._opened() as file:
             group = file[self._groups(file)[heading.patient, heading.slide]]
             features, n_rows = group["features"], len(group["index"])
+            names = np.array([*group["label"].attrs["names"], ""], object) if "label" in group else None
             step = max(n_rows, 1) if whole else max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(heading.columns))))
             for first in range(0, max(n_rows, 1), step):
                 rows = slice(first, first + step)
                 index = group["index"][rows]
-                inside = (index >= 0) & (index < len(grid))
-                size = grid.windows(np.where(inside, index, 0)).size if len(grid) else np.empty((0, 2), np.int64)
                 yield Pieces(
                     heading.patient,
                     heading.slide,
                     index,
                     group["coords"][rows],
-                    size,
+                    plan.sizes(index),
                     plan.level,
                     features[tuple((rows, *place))],
                     heading.columns,
                     plan,
+                    None if names is None else names[group["label"][rows]],
                 )
 
     def _opened(self) -> Any:
@@ -430,8 +469,10 @@ class _CSVPieces:
         except (UnicodeDecodeError, csv.Error) as error:
             raise MapError(f"{path} cannot be read as CSV: {error}") from error
         self._of_all = header[:1] == ("patient",)
-        lead = len(WINDOW_COLUMNS) + self._of_all
-        if header[self._of_all : lead] != WINDOW_COLUMNS:
+        self._labelled = header[self._of_all + 1 : self._of_all + 2] == LABELLED_COLUMNS[1:2]
+        expected = LABELLED_COLUMNS if self._labelled else WINDOW_COLUMNS
+        lead = len(expected) + self._of_all
+        if header[self._of_all : lead] != expected:
             raise MapError(f"{path} was not written by streamwsi: its columns do not begin with {','.join(WINDOW_COLUMNS)}")
         self._lead, self._columns = lead, header[lead:]
         self._layout = Layout.of(OutputOptions(folder=str(path.parent), format="csv"))
@@ -467,7 +508,7 @@ class _CSVPieces:
         rows = self._rows(heading, [self._lead + number for number in chosen])
         if whole:
             rows = iter([_joined(list(rows), len(chosen))])
-        for places, parsed in rows:
+        for places, labels, parsed in rows:
             values = _as_sent(parsed, heading.spec, heading.columns)
             if heading.channel is not None:
                 values = flattened(values)[:, 0]
@@ -482,11 +523,13 @@ class _CSVPieces:
                 values,
                 heading.columns,
                 heading.plan,
+                labels,
             )
 
     def _rows(self, heading: _Heading, numbers: list[int]) -> Iterator[_Rows]:
         """A slide's rows, as many at a time as are parsed at once."""
         ids = 1 + self._of_all
+        first = ids + self._labelled
         dtypes = dict.fromkeys(numbers, _parsed_as(heading.spec)) if heading.spec else {}
         for table in self._tables([*range(self._lead), *numbers], dtypes):
             wanted = table[ids - 1] == heading.slide
@@ -494,14 +537,15 @@ class _CSVPieces:
                 wanted &= table[0] == heading.patient
             rows = table[wanted]
             if len(rows):
-                places = rows[list(range(ids, self._lead))].to_numpy()
-                yield places, [rows[number].to_numpy() for number in numbers]
+                places = rows[list(range(first, self._lead))].to_numpy()
+                labels = rows[ids].to_numpy(object) if self._labelled else None
+                yield places, labels, [rows[number].to_numpy() for number in numbers]
 
     def _tables(self, columns: list[int], dtypes: dict[int, npt.DTypeLike]) -> Iterator[pd.DataFrame]:
         """Parts of these columns, some million numbers at a time, called by their numbers."""
         import pandas as pd
 
-        ids = 1 + self._of_all
+        ids = 1 + self._of_all + self._labelled
         # Before 3.1 pandas is inexact in the last digit unless it is told; from then on it always is exact, and warns of this.
         exact: Any = {"float_precision": "round_trip"} if _version(pd.__version__) < (3, 1) else {}
         kinds: Any = dict.fromkeys(range(ids), str) | dict.fromkeys(range(ids, self._lead), np.int64) | dtypes
@@ -539,8 +583,8 @@ class _CSVPieces:
         return run.values if run else None
 
 
-_Rows = tuple[Int64Array, list[npt.NDArray[Any]]]
-"""(N, 6) int64 of index, x, y, level, width, height, and each of the columns, (N,)."""
+_Rows = tuple[Int64Array, npt.NDArray[Any] | None, list[npt.NDArray[Any]]]
+"""(N, 6) int64 of index, x, y, level, width, height; labels, (N,), where there are any; and each of the columns, (N,)."""
 
 
 class _RunValues(msgspec.Struct):
@@ -579,10 +623,11 @@ def _as_sent(parsed: list[npt.NDArray[Any]], spec: ValueSpec | None, columns: tu
 
 def _joined(rows: list[_Rows], n_columns: int) -> _Rows:
     """Parts whose dtypes were guessed one by one, as one: each column in one dtype that holds them all."""
-    places = np.concatenate([np.empty((0, len(WINDOW_COLUMNS) - 1), np.int64), *(places for places, _ in rows)])
-    columns = [[parsed[number] for _, parsed in rows] for number in range(n_columns)]
+    places = np.concatenate([np.empty((0, len(WINDOW_COLUMNS) - 1), np.int64), *(places for places, _, _ in rows)])
+    labels = [own for _, own, _ in rows if own is not None]
+    columns = [[parsed[number] for _, _, parsed in rows] for number in range(n_columns)]
     joined = [np.concatenate([part.astype(_common(parts)) for part in parts]) if parts else np.empty(0) for parts in columns]
-    return places, joined
+    return places, np.concatenate(labels) if labels else None, joined
 
 
 def _stacked(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

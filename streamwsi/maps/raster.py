@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.errors import MapError
-from streamwsi.geometry import Grid, Int64Array, axis_sizes
+from streamwsi.geometry import Grid, Int64Array, axis_sizes, starts_at
 from streamwsi.maps.pieces import Pieces, PieceStream, SlidePlan, flattened, load
 
 Float64Array = npt.NDArray[np.float64]
@@ -78,7 +78,8 @@ class _Overlaps:
 def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: str | None = None) -> Map:
     """The values of a slide on a grid of cells.
 
-    Cells are stride × stride squares (in pixels of the level read) laid from the slide's corner and cut at its edge. A
+    Cells are stride × stride squares (in pixels of the level read; of a quarter of a window where a sampler has placed windows
+    freely) laid from the slide's corner and cut at its edge. A
     cell's value is the mean of the windows that cover it, weighted by the area covered; NaN where none does. A window whose
     value is NaN makes every cell that it touches NaN: a mean over something unknown is unknown. Values of higher rank are
     flattened to channels; booleans and integers become float64 (exact up to 2**53).
@@ -92,10 +93,17 @@ def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: st
 def place(pieces: Pieces | PieceStream, coarser: int = 1) -> Map:
     """The map of `pieces`, on cells `coarser` times as wide and high as the stride. Raises MapError without a plan."""
     plan = plan_of(pieces)
-    cell = (plan.stride[0] * coarser, plan.stride[1] * coarser)
-    sums = _Sums(plan.grid(), cell, len(pieces.columns))
-    for part in pieces if isinstance(pieces, PieceStream) else [pieces]:
-        sums.add(part.index, flattened(part.values))
+    cell = (plan.cell[0] * coarser, plan.cell[1] * coarser)
+    parts = pieces if isinstance(pieces, PieceStream) else [pieces]
+    sums: _Sums | _ScatteredSums
+    if plan.sampled is None:
+        sums = _Sums(plan.grid(), cell, len(pieces.columns))
+        for part in parts:
+            sums.add(part.index, flattened(part.values))
+    else:
+        sums = _ScatteredSums(plan.extent, cell, len(pieces.columns))
+        for part in parts:
+            sums.add(starts_at(part.coords, plan.downsample), part.size, flattened(part.values))
     return Map(
         values=sums.means(),
         x_edges=_edges_l0(plan.extent[0], cell[0], plan.downsample, plan.extent_l0[0]),
@@ -118,8 +126,8 @@ def plan_of(pieces: Pieces | PieceStream) -> SlidePlan:
 
 
 def coarser_for(plan: SlidePlan, size: tuple[int, int]) -> int:
-    """How many strides to make a cell of, so that a map does not have more cells than (columns, rows) `size`."""
-    cells = [extent / stride for extent, stride in zip(plan.extent, plan.stride, strict=True)]
+    """How many cells to make one of, so that a map does not have more cells than (columns, rows) `size`."""
+    cells = [extent / side for extent, side in zip(plan.extent, plan.cell, strict=True)]
     return max(1, *(math.ceil(n_cells / n_px) for n_cells, n_px in zip(cells, size, strict=True)))
 
 
@@ -212,6 +220,40 @@ class _Sums:
             summed = down.sum(windows.reshape(n_rows, columns * channels)).reshape(down.n_cells, columns, channels)
             turned = np.moveaxis(summed, 1, 0).reshape(columns, down.n_cells * channels)
             return np.moveaxis(self._across.sum(turned).reshape(self._across.n_cells, down.n_cells, channels), 0, 1)
+
+
+class _ScatteredSums:
+    """The same for windows that lie anywhere: each is added to the cells that it touches, one after the other."""
+
+    def __init__(self, extent: tuple[int, int], cell: tuple[int, int], channels: int) -> None:
+        self._extent, self._cell = np.array(extent), np.array(cell)
+        columns, rows = (-(-self._extent // self._cell)).tolist()
+        self._values = np.zeros((rows, columns, channels))
+        self._areas = np.zeros((rows, columns, 1))
+
+    def add(self, start: Int64Array, size: Int64Array, values: npt.NDArray[Any]) -> None:
+        """Add windows at `start`, (n, 2), of `size`, (n, 2), in pixels of the level; `values` are (n, channels)."""
+        low, high = np.maximum(start, 0), np.minimum(start + size, self._extent)
+        first = low // self._cell
+        across, down = (-(-high // self._cell) - first).max(axis=0, initial=0).tolist()
+        with np.errstate(invalid="ignore"):  # inf - inf where such windows meet
+            for step in np.ndindex(down, across):
+                self._add_to(first + step[::-1], low, high, values)
+
+    def means(self) -> Float64Array:
+        """(rows, columns, channels) float64; NaN where no window lies. Nothing can be added afterwards."""
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no window lies
+            self._values /= self._areas
+        return self._values
+
+    def _add_to(self, cell: Int64Array, low: Int64Array, high: Int64Array, values: npt.NDArray[Any]) -> None:
+        """Add windows to one cell each, (n, 2) (column, row), those that touch it."""
+        sides = np.minimum(high, (cell + 1) * self._cell) - np.maximum(low, cell * self._cell)
+        touching = np.flatnonzero((sides > 0).all(axis=1))
+        area = sides[touching].prod(axis=1)[:, None] / self._cell.prod()
+        columns, rows = cell[touching].T
+        np.add.at(self._areas, (rows, columns), area)
+        np.add.at(self._values, (rows, columns), area * values[touching])
 
 
 def _overlaps(starts: Int64Array, sizes: Int64Array, extent_px: int, cell_px: int) -> _Overlaps:

@@ -67,9 +67,10 @@ class Accounts:
             slide.written, slide.none, slide.skipped = before
         slide.reader, slide.level, slide.resampled_px = resolved.info.reader, resolved.level, resolved.resampled_px
         slide.reader_reason = resolved.info.reader_reason
-        slide.expected = len(resolved.grid())
+        slide.expected = len(resolved.plan())
         if not slide.expected:
-            self.warn(f"slide {slide.id!r} is smaller than the window: border 'crop' gives it none")
+            why = "it is smaller than the window: border 'crop' gives it none"
+            self.warn(f"slide {slide.id!r} has no windows: {why if resolved.sample is None else 'the sampler chooses none'}")
         if resolved.resampled_px:
             self.warn(
                 f"slide {slide.id!r}: regions of level {resolved.level} are shifted by up to {resolved.resampled_px:.3f} px"
@@ -146,7 +147,7 @@ class Accounts:
         """A chunk as a person finds it: where its windows lie."""
         if chunk == OPENING or resolved is None:
             return "its opening"
-        windows = resolved.grid().windows(resolved.chunks().indices(chunk))
+        windows = resolved.plan().windows(resolved.chunks().indices(chunk))
         (left, top), (right, bottom) = windows.xy[0].tolist(), windows.xy[-1].tolist()
         return f"chunk {chunk} ({len(windows)} windows at level-0 ({left}, {top}) to ({right}, {bottom}))"
 
@@ -198,7 +199,7 @@ class Accounts:
             report.state, report.file = "already done", record.file
             remove_journal(layout.journal(patient.id))  # a kill may have come between its record and its journal's end
             for slide, published in zip(slides, record.slides, strict=False):
-                slide.state, slide.expected = "done", len(published.resolved.grid())
+                slide.state, slide.expected = "done", len(published.resolved.plan())
                 slide.reader, slide.level = published.resolved.info.reader, published.resolved.level
                 slide.written, slide.none = published.written, published.none
                 slide.skipped, slide.stopped = published.skipped, published.stopped

@@ -332,7 +332,8 @@ class Driver:
 
     def _read(self, order: Read) -> None:
         slot = self._slots.take(order.lease, order.loader)
-        self._workforce.tell(order.loader, messages.ReadChunk(order.lease, self._resolved[order.slide], order.chunk, slot))
+        slide = self._resolved[order.slide].for_chunk(order.chunk)
+        self._workforce.tell(order.loader, messages.ReadChunk(order.lease, slide, order.chunk, slot))
 
     def _send(self, order: Send) -> None:
         patient, writer = self._refs[order.slide[0]], self._workforce.endpoint(order.writer)
@@ -342,7 +343,7 @@ class Driver:
             self._workforce.tell(order.loader, messages.SendChunk(order.lease, collector, writer, patient, order.last))
             return
         skipped = self._slots.pass_on(order.lease, order.collector, order.last)
-        slide = self._resolved[order.slide]
+        slide = self._resolved[order.slide].for_chunk(order.chunk)
         message = messages.TakeChunk(order.lease, slot, slide, order.chunk, patient, writer, skipped)
         self._workforce.tell(order.collector, message)
 
@@ -453,13 +454,16 @@ class Driver:
     @staticmethod
     def _cut_as_before(slide: ResolvedSlide, before: list[ResolvedSlide]) -> ResolvedSlide:
         """A slide, cut into the chunks that its journals are about. Raises OutputError where they differ."""
-        layouts = {(known.block, known.band) for known in before}
+        layouts = {(known.block, known.band, known.sample) for known in before}
         if len(layouts) > 1:
             raise OutputError(
                 f"slide {slide.id!r} of patient {slide.patient_id!r} was begun by several collectors that ran apart, and cut "
                 "into other chunks by each: run them apart until it is finished, or pass overwrite to start afresh"
             )
-        return msgspec.structs.replace(slide, block=before[0].block, band=before[0].band) if before else slide
+        if not before:
+            return slide
+        sample = before[0].sample if before[0].same_windows(slide) else slide.sample  # else it is refused, with the reason
+        return msgspec.structs.replace(slide, block=before[0].block, band=before[0].band, sample=sample)
 
     def _slide_failed(self, worker: Worker, message: messages.SlideFailed) -> None:
         self._fail_slide((message.patient, message.slide), message.reason)

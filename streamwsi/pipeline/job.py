@@ -38,7 +38,8 @@ class Job:
     dataset: Dataset
     reading: ReadingOptions
     level: int
-    shipped_level: Shipped | None
+    shipped_choices: Shipped | None
+    """What chooses levels and windows, where that is more than one level for all slides."""
     branches: tuple[BranchJob, ...]
     execution: Execution
     """What does not belong to one collector."""

@@ -34,8 +34,8 @@ from streamwsi.config import (
 )
 from streamwsi.errors import ConfigError, OutputError
 from streamwsi.loading.level_at_mpp import LevelAtMpp
-from streamwsi.loading.resolve import ReadingOptions
-from streamwsi.loading.sliding_window import SlidingWindowLoader
+from streamwsi.loading.resolve import Choices, ReadingOptions
+from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
@@ -112,7 +112,7 @@ class Pipeline:
 
     def __init__(
         self,
-        loader: SlidingWindowLoader,
+        loader: WindowLoader,
         collector: StreamCollector | Mapping[str, StreamCollector],
         writer: StreamWriter,
         *,
@@ -138,7 +138,7 @@ class Pipeline:
         quiet: bool = False,
         overwrite: bool = False,
     ) -> None:
-        _check_kind(loader, SlidingWindowLoader, "loader")
+        _check_kind(loader, WindowLoader, "loader")
         _check_kind(writer, StreamWriter, "writer")
         by_name: Mapping[Any, StreamCollector] = collector if isinstance(collector, Mapping) else {None: collector}
         names = _names(collector) if isinstance(collector, Mapping) else (None,)
@@ -194,7 +194,8 @@ class Pipeline:
             A signal stopped it (130, 143); run again to go on.
         """
         loader = self._loader
-        shipped_level = ship(loader.level, "the level callable") if callable(loader.level) else None
+        choices = Choices(loader.level, loader.sampler)
+        simple = loader.sampler is None and not callable(loader.level)
         shipped = [ship(part.collector, f"collector {collector_name(part.collector)}") for part in self._parts]
         keys = None if self._execution.key_dir is None else read_keys(Path(self._execution.key_dir))
         if self._execution.transport == "tcp":
@@ -205,7 +206,7 @@ class Pipeline:
                 dataset=loader.dataset,
                 reading=self._reading(),
                 level=0 if callable(loader.level) else loader.level,
-                shipped_level=shipped_level,
+                shipped_choices=None if simple else ship(choices, "what chooses levels and windows"),
                 branches=tuple(map(self._branch, self._parts, shipped, folders)),
                 execution=self._execution,
                 keys=keys,
@@ -259,7 +260,12 @@ class Pipeline:
         )
 
     def _branch(self, part: _Part, shipped: Shipped, folder: OutputFolder) -> BranchJob:
-        output = msgspec.structs.replace(part.output, journal_dir=str(folder.layout.journal_dir))
+        sampler = self._loader.sampler
+        output = msgspec.structs.replace(
+            part.output,
+            journal_dir=str(folder.layout.journal_dir),
+            with_labels=sampler is not None and sampler.carries_labels,
+        )
         return BranchJob(
             name=part.name,
             collecting=CollectingOptions(
@@ -276,7 +282,9 @@ class Pipeline:
         )
 
     def _chunk_bytes(self) -> int:
-        return 3 * max(self._execution.chunk_px, math.prod(self._loader.kernel_size))
+        margin = 0 if self._loader.sampler is None else self._loader.sampler.margin
+        width, height = self._loader.kernel_size
+        return 3 * max(self._execution.chunk_px, (width + 2 * margin) * (height + 2 * margin))
 
     def _defining(self, part: _Part) -> Defining:
         loader, collector = self._loader, part.collector
@@ -295,6 +303,7 @@ class Pipeline:
             batch_size=part.batch_size,
             format=part.output.format,
             one_file=part.output.one_file,
+            sampler=None if loader.sampler is None else loader.sampler.describe(),
         )
 
 

@@ -108,7 +108,7 @@ class Workforce:
         shipped: Shipped | None = None
         if role == "loader":
             options: msgspec.Struct = self._job.reading
-            shipped = self._job.shipped_level
+            shipped = self._job.shipped_choices
         elif role == "collector":
             options, shipped = msgspec.structs.replace(of.collecting, device=device), of.collector
         else:

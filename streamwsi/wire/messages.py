@@ -482,8 +482,8 @@ def chunk_of(message: Chunk, payload: Sequence[memoryview]) -> BigChunk:
         pixels: npt.NDArray[np.uint8] = np.frombuffer(payload[0], np.uint8).reshape(message.shape)
         if pixels.shape != message.shape:
             raise ValueError(f"{message.shape} is no shape")
-        table = np.frombuffer(payload[1], np.int64).reshape(-1, 7)
-        return BigChunk(Windows.from_table(table), pixels, message.origin, np.frombuffer(payload[2], np.bool_))
+        windows = Windows.from_table(np.frombuffer(payload[1], np.int64).reshape(-1, 8), message.slide.label_names)
+        return BigChunk(windows, pixels, message.origin, np.frombuffer(payload[2], np.bool_), message.slide.margin)
     except (ValueError, ChunkError) as error:
         raise WireError(f"the parts of chunk {message.chunk} do not fit its header: {error}") from error
 

@@ -20,6 +20,8 @@ from streamwsi.values import ValueSpec
 
 WINDOW_COLUMNS = ("slide", "index", "x", "y", "level", "width", "height")
 """Before the value columns: slide id, place in the plan, level-0 corner, level read, and size in its pixels."""
+LABELLED_COLUMNS = ("slide", "label", *WINDOW_COLUMNS[1:])
+"""The same where windows carry labels; empty for a window that has none."""
 _ROUNDED_TWICE = np.uint32(0x15AE43FD).view(np.float32)
 """The only float32 (7.038531e-26) whose fewest digits, read as a float64 and then rounded, give another float32."""
 
@@ -27,12 +29,14 @@ _ROUNDED_TWICE = np.uint32(0x15AE43FD).view(np.float32)
 class CSVPieceFile:
     """A CSV file while it is written; see :class:`streamwsi.writing.formats.PieceFile`."""
 
-    def __init__(self, path: Path, spec: ValueSpec, with_patient: bool = False) -> None:
+    def __init__(self, path: Path, spec: ValueSpec, with_patient: bool = False, with_labels: bool = False) -> None:
         self._spec = spec
         self._with_patient = with_patient
+        self._with_labels = with_labels
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow((*(("patient",) if with_patient else ()), *WINDOW_COLUMNS, *spec.column_names))
+        places = LABELLED_COLUMNS if with_labels else WINDOW_COLUMNS
+        self._rows.writerow((*(("patient",) if with_patient else ()), *places, *spec.column_names))
         self._slide: ResolvedSlide | None = None
 
     def begin_slide(self, resolved: ResolvedSlide, n_rows: int) -> None:
@@ -51,7 +55,12 @@ class CSVPieceFile:
             flat = flat.astype(np.uint8)
         if flat.dtype in (np.float16, np.float32):
             flat = _fewest_digits(flat)
-        self._rows.writerows((*lead, *place, *value) for place, value in zip(places.tolist(), flat.tolist(), strict=True))
+        rows = zip(places.tolist(), flat.tolist(), strict=True)
+        if self._with_labels:
+            labels = ("" if label is None else label for label in windows.labels)
+            self._rows.writerows((*lead, label, *place, *value) for label, (place, value) in zip(labels, rows, strict=True))
+        else:
+            self._rows.writerows((*lead, *place, *value) for place, value in rows)
 
     def end_slide(self, not_written: list[tuple[int, int, int]]) -> None:
         """End the slide; windows without a row are listed in the record of the publication."""

@@ -41,7 +41,7 @@ def create_piece_file(path: Path, spec: ValueSpec, output: OutputOptions) -> Pie
     if output.format == "csv":
         from streamwsi.writing.csv_file import CSVPieceFile
 
-        return CSVPieceFile(path, spec, with_patient=output.one_file)
+        return CSVPieceFile(path, spec, with_patient=output.one_file, with_labels=output.with_labels)
     from streamwsi.writing.hdf5_file import HDF5PieceFile
 
     return HDF5PieceFile(path, spec, by_patient=output.one_file, compression=output.compression)

@@ -1,7 +1,8 @@
 """Patient files as HDF5, in the layout that CLAM and TRIDENT read.
 
 In: windows and values, in order.  Out: per slide a group with ``coords`` (N, 2) int64, level-0 (x, y), ``features`` (N, …),
-``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row. Names that the
+``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row. Where windows
+have labels, ``label`` (N,) int32: places in its attribute ``names``, -1 for none. Names that the
 collector gives its values are the attribute ``columns`` of ``features``, or a dataset of that name where they are very many.
 
 Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_modules``; TRIDENT, ``trident/IO.py``.
@@ -96,6 +97,9 @@ class HDF5PieceFile:
         self._row = 0
         self._dataset(group, "coords", n_rows, (2,), np.dtype(np.int64))
         self._dataset(group, "index", n_rows, (), np.dtype(np.int64))
+        if resolved.label_names:
+            label = self._dataset(group, "label", n_rows, (), np.dtype(np.int32))
+            label.attrs["names"] = list(resolved.label_names)
         features = self._dataset(group, "features", n_rows, self._spec.shape, np.dtype(self._spec.dtype))
         if self._spec.columns is not None and len(self._spec.columns) <= _COLUMNS_IN_ATTRIBUTE:
             features.attrs["columns"] = list(self._spec.columns)
@@ -112,6 +116,8 @@ class HDF5PieceFile:
         with self._disk.raising():
             self._group["coords"][rows] = windows.xy
             self._group["index"][rows] = windows.index
+            if windows.label is not None:
+                self._group["label"][rows] = windows.label
             self._group["features"][rows] = values
         self._row = rows.stop
 
@@ -155,13 +161,11 @@ def coords_attributes(resolved: ResolvedSlide) -> dict[str, Any]:
     info = resolved.info
     width, height = resolved.kernel
     level0 = tuple(round(side * resolved.downsample) for side in resolved.kernel)
-    overlap = tuple(max(0, kernel - stride) for kernel, stride in zip(resolved.kernel, resolved.stride, strict=True))
     attributes: dict[str, Any] = {
         "name": Path(resolved.path).stem,
         "patch_size": width if width == height else resolved.kernel,
         "patch_level": resolved.level,
         "patch_size_level0": level0[0] if width == height else level0,
-        "overlap": overlap[0] if overlap[0] == overlap[1] else overlap,
         "downsample": (resolved.downsample, resolved.downsample),
         "level_dim": resolved.extent,
         "downsampled_level_dim": resolved.extent,
@@ -169,14 +173,19 @@ def coords_attributes(resolved: ResolvedSlide) -> dict[str, Any]:
         "level0_height": info.dimensions[1],
         "kernel_size": resolved.kernel,
         "stride": resolved.stride,
-        "border": resolved.border,
-        "grid_shape": resolved.grid().shape,
         "slide_id": resolved.id,
         "slide_path": resolved.path,
         "fingerprint": resolved.fingerprint,
         "reader": info.reader,
         "streamwsi_version": __version__,
     }
+    if resolved.sample is None:
+        attributes |= {"border": resolved.border, "grid_shape": resolved.grid().shape}
+    else:
+        attributes |= {"sampled_windows": resolved.sample.count, "margin": resolved.margin}
+    if all(resolved.stride):
+        overlap = tuple(max(0, kernel - stride) for kernel, stride in zip(resolved.kernel, resolved.stride, strict=True))
+        attributes["overlap"] = overlap[0] if overlap[0] == overlap[1] else overlap
     if info.mpp is not None:
         attributes["mpp"] = info.mpp
     if info.power is not None:

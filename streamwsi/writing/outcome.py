@@ -156,7 +156,7 @@ def _published(path: str, slide: PublishedSlide, reported: SlideOutcome | None) 
         id=slide.resolved.id,
         path=path,
         state="done",
-        expected=len(slide.resolved.grid()),
+        expected=len(slide.resolved.plan()),
         written=slide.written,
         none=slide.none,
         skipped=slide.skipped,

@@ -90,7 +90,7 @@ class SlideRows:
     def __init__(self, journal: Journal, resolved: ResolvedSlide, stop: Stop | None) -> None:
         self._journal = journal
         self.resolved = resolved
-        self._grid = resolved.grid()
+        self._plan = resolved.plan()
         self._chunks = resolved.chunks()
         if stop is None or resolved.slide < stop.slide:
             self._last_chunk: int | None = None
@@ -116,10 +116,10 @@ class SlideRows:
                 values.append(rows)
                 held += len(rows)
             if held >= _ROWS_AT_ONCE or held * spec.size > 1 << 22:
-                yield _Block(self._grid.windows(np.concatenate(indices)), np.concatenate(values))
+                yield _Block(self._plan.windows(np.concatenate(indices)), np.concatenate(values))
                 indices, values, held = [], [], 0
         if held:
-            yield _Block(self._grid.windows(np.concatenate(indices)), np.concatenate(values))
+            yield _Block(self._plan.windows(np.concatenate(indices)), np.concatenate(values))
 
     def complete(self) -> bool:
         """Whether every chunk that counts was committed."""
@@ -148,9 +148,9 @@ class SlideRows:
             yield from self._gap(expected, run.first)
             yield self._counted(run)
             expected = run.first + len(run.status)
-        if expected > len(self._grid):
-            raise JournalError(f"{self._name()}: the journal holds window {expected - 1}, the plan has {len(self._grid)}")
-        yield from self._gap(expected, len(self._grid))
+        if expected > len(self._plan):
+            raise JournalError(f"{self._name()}: the journal holds window {expected - 1}, the plan has {len(self._plan)}")
+        yield from self._gap(expected, len(self._plan))
 
     def _counted(self, run: Run) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]:
         if self._last_chunk is not None and run.chunk > self._last_chunk:

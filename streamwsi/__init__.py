@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.loading.window_loader import WindowLoader
     from streamwsi.maps.contact_sheet import contact_sheet
+    from streamwsi.maps.geojson import export_all, export_geojson
     from streamwsi.maps.pieces import read_pieces
     from streamwsi.maps.raster import read_map
     from streamwsi.maps.render import render, render_all
@@ -109,6 +110,7 @@ _WHERE = {
     "maps.contact_sheet": ("contact_sheet",),
     "maps.pieces": ("read_pieces",),
     "maps.raster": ("read_map",),
+    "maps.geojson": ("export_all", "export_geojson"),
     "maps.render": ("render", "render_all"),
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),

@@ -45,6 +45,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "read_map",
         "render",
         "render_all",
+        "export_geojson",
+        "export_all",
         "contact_sheet",
         "summarize",
         "Summary",

@@ -23,13 +23,13 @@ from streamwsi.maps.raster import Map, coarser_for, place, plan_of
 from streamwsi.maps.render import (
     LEAST_WIDTH_PX,
     WIDTH_PX,
-    as_file_name,
     check_picture_name,
     overlay,
     save,
     thumbnail,
 )
 from streamwsi.maps.sheet import Drawing
+from streamwsi.writing.layout import as_file_name
 from streamwsi.writing.outcome import Outcome, SlideOutcome, read_outcome
 
 _MOST_COLUMNS = 10

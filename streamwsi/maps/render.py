@@ -6,7 +6,6 @@ In: a patient file, and the slide it is of.  Out: a picture.  Memory follows the
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +22,7 @@ from streamwsi.maps.raster import Map, coarser_for, place, plan_of
 from streamwsi.maps.resolution import believable_mpp
 from streamwsi.maps.sheet import DPI, Sheet, Words, draw
 from streamwsi.slides.reader import open_slide
-from streamwsi.writing.layout import renamed_when_whole
+from streamwsi.writing.layout import as_file_name, renamed_when_whole
 
 View = Literal["overlay", "side-by-side", "map"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -226,11 +225,6 @@ def check_picture_name(path: Path, also: tuple[str, ...] = ()) -> None:
         raise ConfigError(f"a picture's name must end in one of {', '.join(sorted(known))}; got {path.name!r}")
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {path.parent} for the picture")
-
-
-def as_file_name(text: str) -> str:
-    """`text` without what some file system does not take."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text)
 
 
 def _panels(

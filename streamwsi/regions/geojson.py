@@ -85,7 +85,7 @@ def _feature(region: Region, number: int) -> dict[str, Any]:
     if region.name:
         properties["name"] = region.name
     if region.label is not None:
-        properties["classification"] = {"name": region.label, "color": _colour(region.label)}
+        properties["classification"] = {"name": region.label, "color": colour_of(region.label)}
     told_apart_by = msgspec.json.encode([number, geometry, properties]).decode()
     return {
         "type": "Feature",
@@ -112,6 +112,6 @@ def _text(value: Any, what: str, number: int) -> str:
     return value
 
 
-def _colour(label: str) -> list[int]:
-    """RGB, neither dark nor pale, that follows from the label."""
+def colour_of(label: str) -> list[int]:
+    """(R, G, B), 0–255, neither dark nor pale, that follows from the label."""
     return [55 + byte * 200 // 255 for byte in hashlib.blake2b(label.encode(), digest_size=3).digest()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ _JOURNALS = ".journal"
 _RUN_FILE = "run.json"
 ALL_PATIENTS = "all"
 """Stem of the file that holds every patient, where one was asked for."""
+
+
+def as_file_name(text: str) -> str:
+    """`text` without what some file system does not take."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from streamwsi.maps.colours import Colouring, Range, Scale
 from streamwsi.maps.pieces import PieceStream, SlidePlan, slides_in, stream
 from streamwsi.maps.pyramid import cells_at, level_sizes, write_pyramid
 from streamwsi.maps.raster import Map, coarser_for, place, plan_of
-from streamwsi.maps.resolution import believable_mpp
 from streamwsi.maps.sheet import DPI, Sheet, Words, draw
+from streamwsi.microns import believable_mpp
 from streamwsi.slides.reader import open_slide
 from streamwsi.writing.layout import as_file_name, renamed_when_whole
 

@@ -6,27 +6,23 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
-from streamwsi.dataset import Slide, SlideInfo
-from streamwsi.errors import CollectorError, PlanError, SlideError
+from streamwsi.dataset import Slide
+from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.loading.resolution import ChoiceError, Level, choose_resolution
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
-
-Level = int | Callable[[Slide], int]
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,6 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     tile_cache_bytes: int = TILE_CACHE_BYTES
 
 
-class ChoiceError(CollectorError):
-    """The user's code that chooses the level or the windows raised; the cause is its exception."""
-
-
 def resolve_slide(
     reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, choices: Choices, options: ReadingOptions
 ) -> ResolvedSlide:
@@ -68,7 +60,7 @@ def resolve_slide(
     """
     info = reader.info
     opened = Slide(slide.path, slide.id, info)
-    chosen = _choose_level(choices.level, opened, info)
+    chosen = choose_resolution(info, slide, level=choices.level).level
     grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
     tile, cache_px = info.tile_sizes[chosen], options.tile_cache_bytes // 3
     chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px)
@@ -130,24 +122,6 @@ def _check_places(places: Places, whose: str, labelled: bool) -> None:
         label.shape != start.shape[:1] or label.min(initial=-1) < -1 or label.max(initial=-1) >= len(places.names)
     ):
         raise PlanError(f"{whose}: labels must be (n,) for {len(start)} windows, each -1 or a place in {places.names}")
-
-
-def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
-    chosen: Any = level
-    if callable(level):
-        try:
-            chosen = level(slide)
-        except SlideError:  # the slide has no level that fits: it fails, the others do not
-            raise
-        except Exception as error:
-            raise ChoiceError(f"the level callable raised for slide {slide.id!r}") from error
-    try:
-        number = operator.index(chosen)
-    except TypeError:
-        raise SlideError(f"slide {slide.id!r}: level must be an int, the callable gave {chosen!r}") from None
-    if not 0 <= number < info.level_count:
-        raise SlideError(f"{slide.path} has no level {number}: it has levels 0 to {info.level_count - 1}")
-    return number
 
 
 def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:

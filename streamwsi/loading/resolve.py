@@ -17,7 +17,7 @@ from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
-from streamwsi.loading.resolution import ChoiceError, Level, choose_resolution
+from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
@@ -27,9 +27,9 @@ from streamwsi.slides.reader import SlideReader
 
 @dataclass(frozen=True)
 class Choices:
-    """What chooses the level and the windows of a slide once it is open; the user's code, it may be."""
+    """What chooses the resolution and the windows of a slide once it is open; the user's code, it may be."""
 
-    level: Level = 0
+    resolution: Wanted
     sampler: Sampler | None = None
     """None: all windows of the grid."""
 
@@ -53,17 +53,19 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
 def resolve_slide(
     reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, choices: Choices, options: ReadingOptions
 ) -> ResolvedSlide:
-    """Settle level, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
+    """Settle resolution, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
 
-    Raises SlideError when the slide does not have the level, has no room for the windows, or the code that chooses them says so
-    with one; ChoiceError when that code raises anything else.
+    Raises SlideError when the slide does not have the resolution, has no room for the windows, or the code that chooses them
+    says so with one; ChoiceError when that code raises anything else.
     """
-    info = reader.info
+    wanted = choices.resolution
+    info = wanted.believed(reader.info, slide)
     opened = Slide(slide.path, slide.id, info)
-    chosen = choose_resolution(info, slide, level=choices.level).level
-    grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
-    tile, cache_px = info.tile_sizes[chosen], options.tile_cache_bytes // 3
-    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px)
+    finest, *coarser = wanted.choose(info, slide)
+    grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
+    tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
+    resolutions = wanted.count if wanted.is_several else None
+    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px, resolutions=resolutions)
     stride: tuple[int, int] | None = options.stride
     margin, sample = 0, None
     if choices.sampler is not None:
@@ -71,7 +73,7 @@ def resolve_slide(
         scene = Scene(opened, patient_id, grid.extent, grid.downsample, options.kernel, reader)
         places = _choose_windows(choices.sampler, scene)
         size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
-        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px)
+        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions)
         sample = Sample.of(places.start, chunk, places.label, places.names)
         stride = places.stride
     return ResolvedSlide(
@@ -82,17 +84,24 @@ def resolve_slide(
         path=str(slide.path),
         fingerprint=fingerprint(slide.path),
         info=info,
-        level=chosen,
+        level=finest.level,
         kernel=options.kernel,
         stride=stride or (0, 0),
         border=options.border,
         background=options.background,
         block=chunks.block,
         band=chunks.band,
-        resampled_px=reader.resampled_px(chosen),
+        resampled_px=max(reader.resampled_px(resolution.level) for resolution in (finest, *coarser)),
         margin=margin,
         sample=sample,
+        zoom=finest.zoom,
+        coarser=tuple(coarser) if wanted.is_several else None,
     )
+
+
+def _as_read(tile: tuple[int, int] | None, zoom: float) -> tuple[int, int] | None:
+    """(width, height) of a level's tiles in pixels of what is read, about; None where it has none."""
+    return tile if tile is None or zoom == 1 else (max(round(tile[0] / zoom), 1), max(round(tile[1] / zoom), 1))
 
 
 def _choose_windows(sampler: Sampler, scene: Scene) -> Places:

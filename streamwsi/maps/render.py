@@ -272,7 +272,8 @@ def _about(plan: SlidePlan) -> str:
         across, down = (side * plan.downsample * per_px for side, per_px in zip(plan.kernel, mpp, strict=True))
         size += f" ({across:.3g} × {down:.3g} µm)"
     every = f"every {stride_x if stride_x == stride_y else f'{stride_x}, {stride_y}'} px" if stride_x else "placed freely"
-    return f"windows of {size}, {every}, of level {plan.level}"
+    coarser = "" if plan.zoom == 1 else f", made {plan.zoom:.3g} times coarser"
+    return f"windows of {size}, {every}, of level {plan.level}{coarser}"
 
 
 def _note(plan: SlidePlan, found: Range, threshold: float | None) -> str:

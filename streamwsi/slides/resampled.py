@@ -85,8 +85,8 @@ def read_resampled(
     info = reader.info
     if not 0 <= resolution.level < info.level_count:
         raise SlideError(f"the slide has no level {resolution.level}: it has levels 0 to {info.level_count - 1}")
-    if resolution.zoom == 1 and all(float(x).is_integer() and float(y).is_integer() for x, y, _ in parts):
-        reader.read_parts(resolution.level, [(int(x), int(y), out) for x, y, out in parts], own)
+    if resolution.zoom == 1 and all(_exact(x).is_integer() and _exact(y).is_integer() for x, y, _ in parts):
+        reader.read_parts(resolution.level, [(round(x), round(y), out) for x, y, out in parts], own)
         return
     margin = math.ceil(_SUPPORT * max(resolution.zoom, 1)) + 1
     own_l = None if own is None else _scaled(own, resolution.zoom, margin)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import streamwsi as sw
 from streamwsi.dataset import SlideInfo
 from streamwsi.errors import ConfigError, SlideError
-from streamwsi.loading.resolution import ChoiceError, check_missing_mpp, choose_resolution
+from streamwsi.loading.resolution import TOLERANCE, ChoiceError, Wanted
 from streamwsi.resolution import Resolution
 from tests.helpers import slide_file
 
@@ -36,8 +36,14 @@ def info(
     )
 
 
-def chosen(own: SlideInfo, **asked: Any) -> Resolution:
-    return choose_resolution(own, SLIDE, **asked)
+def all_chosen(own: SlideInfo, tolerance: float = TOLERANCE, slide: sw.Slide = SLIDE, **asked: Any) -> tuple[Resolution, ...]:
+    wanted = Wanted.of(**asked)
+    return wanted.choose(wanted.believed(own, slide), slide, tolerance)
+
+
+def chosen(own: SlideInfo, tolerance: float = TOLERANCE, slide: sw.Slide = SLIDE, **asked: Any) -> Resolution:
+    (resolution,) = all_chosen(own, tolerance, slide, **asked)
+    return resolution
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,9 @@ def test_a_resolution_that_is_not_known_is_refused_or_replaced(own: SlideInfo, m
 def test_a_power_that_the_resolution_contradicts_is_no_power() -> None:
     with pytest.raises(SlideError, match="objective power is 40×"):
         chosen(info(5.0, power=40.0), magnification=10)
-    assert chosen(info(5.0, power=40.0), magnification=10, missing_mpp=0.5).zoom == 2.0
+    # the word on the resolution tells that it was the one that was wrong; or that it was the power
+    assert chosen(info(5.0, power=40.0), magnification=10, missing_mpp=0.5).zoom == 4.0
+    assert chosen(info(5.0, power=40.0), magnification=5, missing_mpp=1.9).zoom == pytest.approx(10 / 1.9 / 5, abs=1e-3)
 
 
 def test_missing_mpp_does_not_replace_what_the_slide_says() -> None:
@@ -165,22 +173,68 @@ def test_a_callable_that_raises_is_the_users_error_unless_it_speaks_of_the_slide
 
 @pytest.mark.parametrize("given_for_it", [0, -1.0, float("nan"), 352.9, None])
 def test_what_a_callable_gives_must_be_possible_too(given_for_it: Any) -> None:
-    with pytest.raises(
-        SlideError, match=r"does not say how many micrometres a pixel is; (missing_mpp|what the callable gives) must be"
-    ):
+    message = "does not say how many micrometres a pixel is; what missing_mpp gives must be"
+    with pytest.raises(SlideError, match=message):
         chosen(info(None), mpp=1.0, missing_mpp=lambda slide: given_for_it)
 
 
-@pytest.mark.parametrize("asked", [{}, {"level": 0, "mpp": 0.5}, {"mpp": 0.5, "magnification": 20}])
-def test_exactly_one_is_given(asked: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="give one of level=, mpp= and magnification="):
-        chosen(info(0.25), **asked)
+@pytest.mark.parametrize("asked", [{"level": 0, "mpp": 0.5}, {"mpp": 0.5, "magnification": 20}, {"levels": [0], "mpps": [1.0]}])
+def test_one_at_most_is_given(asked: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give one of level=, mpp=, magnification=, levels= and mpps=, got "):
+        Wanted.of(**asked)
+    assert Wanted.of() == Wanted(level=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"mpp": 0}, "mpp must be above 0, got 0"),
+        ({"mpp": "0.5"}, "mpp must be at least 0, got '0.5'"),
+        ({"mpp": float("inf")}, "mpp must be above 0, got inf"),
+        ({"magnification": -20}, "magnification must be at least 0, got -20"),
+        ({"level": -1}, "level must be at least 0"),
+        ({"level": 0.5}, "level must be an int or a callable"),
+        ({"mpps": []}, "mpps must be a list of numbers"),
+        ({"mpps": 0.5}, "mpps must be a list of numbers"),
+        ({"mpps": [2.0, 0.5]}, r"mpps must be different, the finest first, as \[0\.5, 2\.0\], got \[2\.0, 0\.5\]"),
+        ({"mpps": [0.5, 0.5]}, "mpps must be different"),
+        ({"mpps": [0.5, 0]}, "each of mpps must be above 0"),
+        ({"levels": [1, 0]}, "levels must be different, the finest first"),
+        ({"levels": [0, 1.5]}, "each of levels must be an int"),
+        ({"levels": "01"}, "levels must be a list of numbers"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Wanted.of(**asked)
+
+
+def test_several_are_chosen_each_for_itself() -> None:
+    own = info(0.25, 1.0, 4.0)
+    assert all_chosen(own, mpps=[0.5, 1.0, 4.0]) == (Resolution(0, 2.0), Resolution(1), Resolution(1, 4.0))
+    assert all_chosen(own, levels=(0, 1)) == (Resolution(0), Resolution(1))
+    with pytest.raises(SlideError, match="has no level 2"):
+        all_chosen(own, levels=[0, 2])
+    assert [Wanted.of(mpps=[0.5]).is_several, Wanted.of(mpp=0.5).is_several, Wanted.of(levels=[0, 1]).count] == [True, False, 2]
+
+
+def test_missing_mpp_is_what_a_level_callable_sees() -> None:
+    assert chosen(info(None, 1.0, 4.0), level=sw.LevelAtMpp(1.0), missing_mpp=0.25) == Resolution(1)
+
+
+def test_what_is_written_of_it_names_what_was_given() -> None:
+    assert Wanted.of().describe() == {"level": 0}
+    assert Wanted.of(level=sw.LevelAtMpp(0.5)).describe() == {"level": "level nearest to 0.5 µm/px, within 10 %"}
+    assert Wanted.of(mpp=0.5, missing_mpp=0.25).describe() == {"level": 0, "mpp": 0.5, "missing_mpp": 0.25}
+    assert Wanted.of(mpps=[0.5, 2]).describe() == {"level": 0, "mpps": (0.5, 2.0)}
+    described = Wanted.of(magnification=20, missing_mpp=lambda slide: 10 / slide.power).describe()
+    assert described["missing_mpp"].startswith("callable: ") and "10 / slide.power" in described["missing_mpp"]
 
 
 @pytest.mark.parametrize("value", [0, -1, "none", 352.9, True, None, float("inf")])
 def test_a_missing_mpp_that_cannot_be_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="missing_mpp must be"):
-        check_missing_mpp(value)
+        Wanted.of(missing_mpp=value)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +255,7 @@ def test_real_slides(shared_slides: Path, name: str, mpp: float, found: tuple[in
         own = reader.info
     if isinstance(found, str):
         with pytest.raises(SlideError, match=f"{found}.*hardly true of level 0"):
-            choose_resolution(own, sw.Slide(path, "s"), mpp=mpp)
+            chosen(own, slide=sw.Slide(path, "s"), mpp=mpp)
     else:
-        resolution = choose_resolution(own, sw.Slide(path, "s"), mpp=mpp)
+        resolution = chosen(own, slide=sw.Slide(path, "s"), mpp=mpp)
         assert (resolution.level, pytest.approx(resolution.zoom, abs=1e-3)) == found

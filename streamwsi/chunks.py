@@ -5,6 +5,7 @@ In: pixels and a table of windows.  Out: BigChunk → Batch, SmallChunk; Process
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -43,13 +44,14 @@ class SmallChunk:
     window: Window
     """Where it lies."""
     pixels: UInt8Array
-    """(height, width, 3) uint8, RGB, with its margin; a view into its big chunk."""
+    """(height, width, 3) uint8, RGB, with its margin; of several resolutions (r, height, width, 3), all around one centre, the
+    finest first. A view into its big chunk."""
     margin: int = 0
     """Pixels on each side that belong to what lies around the window."""
 
     def __post_init__(self) -> None:
         expected = (self.window.height + 2 * self.margin, self.window.width + 2 * self.margin, 3)
-        if self.pixels.shape != expected:
+        if self.pixels.shape[-3:] != expected or self.pixels.ndim > 4:
             raise ChunkError(f"window {self.window.index}: pixels must be {expected}, got {self.pixels.shape}")
 
 
@@ -58,7 +60,9 @@ class Batch:
     """Windows of one big chunk, stacked for a model; all of one size."""
 
     pixels: UInt8Array
-    """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for."""
+    """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for. Of several
+    resolutions (n, r, height, width, 3): each window's centre is the same in all, and they come as they were asked for, the
+    finest first."""
     windows: Windows
     """Their windows, in the rows' order."""
     slide: Slide
@@ -73,6 +77,11 @@ class Batch:
 
     def __iter__(self) -> Iterator[SmallChunk]:
         return (SmallChunk(window, self.pixels[row], self.margin) for row, window in enumerate(self.windows))
+
+    @property
+    def finest(self) -> UInt8Array:
+        """(n, height, width, 3) uint8, RGB: the pixels of the finest resolution, where there are several, a view; else all."""
+        return self.pixels if self.pixels.ndim == 4 else self.pixels[:, 0]
 
     @property
     def labels(self) -> list[str | None]:
@@ -99,7 +108,8 @@ class BigChunk:
     windows: Windows
     """All its windows, in the order of the plan."""
     pixels: UInt8Array
-    """(height, width, 3) uint8: one region; or (n, height, width, 3): packed, one per window."""
+    """(height, width, 3) uint8: one region; or (n, height, width, 3): packed, one per window; or (n, r, height, width, 3):
+    packed, several resolutions per window."""
     origin: tuple[int, int] | None
     """(x, y) of the region, in pixels of the level read; None where the windows are packed."""
     skipped: npt.NDArray[np.bool_]
@@ -108,18 +118,19 @@ class BigChunk:
     """Pixels around each window that its pixels have besides its own."""
 
     def __post_init__(self) -> None:
-        ndim = 3 if self.origin is not None else 4
-        if self.pixels.ndim != ndim or self.pixels.shape[-1] != 3 or len(self.skipped) != len(self.windows):
+        ndims = (3,) if self.origin is not None else (4, 5)
+        if self.pixels.ndim not in ndims or self.pixels.shape[-1] != 3 or len(self.skipped) != len(self.windows):
+            kind, axes = ("packed chunk", "4 or 5") if self.origin is None else ("region", "3")
             raise ChunkError(
-                f"a {'region' if ndim == 3 else 'packed chunk'} of {len(self.windows)} windows must have {ndim} axes, the last "
-                f"one of 3 channels, and a flag per window; got {self.pixels.shape} and {len(self.skipped)} flags"
+                f"a {kind} of {len(self.windows)} windows must have {axes} axes, the last one of 3 channels, and a flag per "
+                f"window; got {self.pixels.shape} and {len(self.skipped)} flags"
             )
 
     def pixels_of(self, row: int) -> UInt8Array:
-        """(height, width, 3) uint8: the pixels of the window in that `row`, with its margin, a view."""
+        """(height, width, 3) or (r, height, width, 3) uint8, a view: the window in that `row`, with its margin."""
         width, height = self.size_px(row)
         if self.origin is None:
-            return self.pixels[row, :height, :width]
+            return self.pixels[row, ..., :height, :width, :]
         x, y = (self.corners[row] - self.origin).tolist()
         return self.pixels[y : y + height, x : x + width]
 
@@ -165,24 +176,27 @@ class BigChunk:
                 yield members[first : first + batch_size]
 
     def as_stacked(self, rows: npt.NDArray[np.intp]) -> UInt8Array | None:
-        """(n, height, width, 3) uint8, contiguous and writable: the pixels of the windows in these `rows`, all of one size, a
-        view; None where they do not lie one after the other.
+        """(n, height, width, 3) or (n, r, height, width, 3) uint8, contiguous and writable: the pixels of the windows in these
+        `rows`, all of one size, a view; None where they do not lie one after the other.
         """
         width, height = self.size_px(int(rows[0]))
-        packed = self.origin is None and (height, width) == self.pixels.shape[1:3] and bool(np.all(np.diff(rows) == 1))
+        packed = self.origin is None and (height, width) == self.pixels.shape[-3:-1] and bool(np.all(np.diff(rows) == 1))
         return self.pixels[rows[0] : rows[-1] + 1] if packed and self.pixels.flags.writeable else None
 
     def stack(self, rows: npt.NDArray[np.intp], memory: Callable[[int], UInt8Array] | None = None) -> UInt8Array:
-        """(n, height, width, 3) uint8, contiguous: the pixels of the windows in these `rows`, all of one size, copied once.
+        """(n, height, width, 3) or (n, r, height, width, 3) uint8, contiguous: the pixels of the windows in these `rows`, all
+        of one size, copied once.
 
         `memory` gives room for so many bytes, (n,) uint8, where it is asked for some.
         """
         width, height = self.size_px(int(rows[0]))
         if self.origin is not None and width * height * 3 < _SMALL_BYTES:
             return self._gathered(self.corners[rows] - self.origin, width, height)
-        size = len(rows) * height * width * 3
+        resolutions = self.pixels.shape[1:-3] if self.origin is None else ()
+        shape = (len(rows), *resolutions, height, width, 3)
+        size = math.prod(shape)
         flat = np.empty(size, np.uint8) if memory is None else memory(size)
-        stacked = flat.reshape(len(rows), height, width, 3)
+        stacked = flat.reshape(shape)
         for target, row in zip(stacked, rows.tolist(), strict=True):
             target[...] = self.pixels_of(row)
         return stacked

@@ -32,7 +32,7 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     stride: tuple[int, int]
     """(x, y) steps, in pixels of the level read."""
     level: int | str
-    """The level read, or what stands for the callable that chooses it."""
+    """The level read, or what stands for the callable that chooses it; 0 where the resolution is given otherwise."""
     border: Border
     reader: str
     background: tuple[int, int, int]
@@ -52,6 +52,15 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """All patients in one file."""
     sampler: dict[str, Any] | None = None
     """What decides the windows that a sampler chooses; None: all windows of the grid."""
+    mpp: float | None = None
+    """Micrometres per pixel of what is read; None: `level` says it, or one of the following."""
+    magnification: float | None = None
+    levels: tuple[int, ...] | None = None
+    """Of several resolutions around each window's centre."""
+    mpps: tuple[float, ...] | None = None
+    """The same, in micrometres per pixel."""
+    missing_mpp: float | str | None = None
+    """Micrometres per level-0 pixel of slides that do not say, or what stands for the callable that gives them."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):

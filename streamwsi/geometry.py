@@ -272,6 +272,7 @@ def cut_chunks(
     tile: tuple[int, int] | None = None,
     cache_px: int = 1 << 25,
     max_windows: int = 8192,
+    resolutions: int | None = None,
 ) -> ChunkGrid:
     """Cut a grid into chunks of about `chunk_px` pixels, each a multiple of `batch_size` windows where that is possible.
 
@@ -279,6 +280,9 @@ def cut_chunks(
     tiles that it touches, so that chunks are cut along tiles. (`tile` is their (width, height), None where the level has none.)
     A block that does not divide the grid leaves small chunks at the edge, which cost too. A window larger than the budget is a
     chunk of its own.
+
+    Windows of several `resolutions` are packed one by one, however they overlap, each so many times as large; None: they have
+    one.
 
     Bands are as wide as `cache_px` allows, which is to hold the tiles that a row of chunks shares with the next.
     """
@@ -292,7 +296,8 @@ def cut_chunks(
     if len(across) * down.shape[1] > 1 << 20:  # candidates need not be complete for very large grids
         across, down = across[: 1 << 10], down[:, : 1 << 10]
     dense_px = ((across - 1) * stride_w + kernel_w) * ((down - 1) * stride_h + kernel_h)
-    pixels = np.minimum(dense_px, across * down * kernel_w * kernel_h)
+    packed_px = across * down * kernel_w * kernel_h
+    pixels = np.minimum(dense_px, packed_px) if resolutions is None else packed_px * resolutions
     touched_px = _touched_px(across, kernel_w, stride_w, tile_w) * _touched_px(down, kernel_h, stride_h, tile_h)
     windows = across * down
     chunks = -(-columns // across) * -(-rows // down)

@@ -213,6 +213,7 @@ def cut_sample(
     chunk_px: int,
     tile: tuple[int, int] | None = None,
     cache_px: int = 1 << 25,
+    resolutions: int | None = None,
 ) -> Int64Array:
     """The chunk of each window, (n,) int64: neighbours together, about `chunk_px` pixels each, in the order of reading.
 
@@ -230,6 +231,8 @@ def cut_sample(
         (width, height) of the level's tiles; None where it has none.
     cache_px
         What the cache of tiles may hold of a row of cells.
+    resolutions
+        How many there are of each window, which are then packed, however they overlap; None: one.
 
     The slide is laid out in cells of about that many pixels, along tiles, which are gone through row by row within a band, and
     the windows of a cell row by row: so those that share tiles come one after the other.
@@ -238,7 +241,8 @@ def cut_sample(
     if not n:
         return np.empty(0, np.int64)
     order = _reading_order(start, size, chunk_px, tile or (1, 1), cache_px)
-    fits = max(1, min(chunk_px // math.prod(size), _MOST_WINDOWS))
+    window_px = math.prod(size) * (resolutions or 1)
+    fits = max(1, min(chunk_px // window_px, _MOST_WINDOWS))
     firsts = np.arange(0, n, min(batch_size, fits))
     placed = start[order]
     low, high = np.minimum.reduceat(placed, firsts), np.maximum.reduceat(placed, firsts) + size
@@ -247,8 +251,9 @@ def cut_sample(
     number, held, box = -1, 0, (0, 0, 0, 0)
     for first, count, (left, top), (right, bottom) in zip(firsts.tolist(), counts, low.tolist(), high.tolist(), strict=True):
         joined = (min(box[0], left), min(box[1], top), max(box[2], right), max(box[3], bottom))
-        region_px = (joined[2] - joined[0]) * (joined[3] - joined[1])
-        if number < 0 or held + count > _MOST_WINDOWS or min(region_px, (held + count) * math.prod(size)) > chunk_px:
+        packed_px, region_px = (held + count) * window_px, (joined[2] - joined[0]) * (joined[3] - joined[1])
+        pixels = packed_px if resolutions is not None else min(region_px, packed_px)
+        if number < 0 or held + count > _MOST_WINDOWS or pixels > chunk_px:
             number, held, joined = number + 1, 0, (left, top, right, bottom)
         held, box = held + count, joined
         chunk[order[first : first + count]] = number

@@ -10,11 +10,13 @@ from functools import lru_cache
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.geometry import Border, ChunkGrid, Grid, Windows
 from streamwsi.plan import Chunks, Plan, Sample, SampledWindows
+from streamwsi.resolution import Resolution
 
 
 class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,18 +46,33 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     """Largest shift of a region against the level's own pixels, in pixels of the level; 0: every region is exact."""
     margin: int = 0
     """Pixels around each window that are read with it."""
+    zoom: float = 1.0
+    """Pixels of the level per pixel of what is read, see :class:`streamwsi.resolution.Resolution`."""
+    coarser: tuple[Resolution, ...] | None = None
+    """Further resolutions that are read around the centre of each window; None: windows have one, and no axis of them."""
     sample: Sample | None = None
     """The windows that a sampler has chosen; None: all of the grid."""
 
     @property
     def extent(self) -> tuple[int, int]:
-        """(width, height) of the level read, in its pixels."""
-        return self.info.level_dimensions[self.level]
+        """(width, height) of what is read, in its pixels: of the level, or of the virtual level made from it."""
+        return self.resolutions[0].extent(self.info)
 
     @property
     def downsample(self) -> float:
-        """Level-0 pixels per pixel of the level read."""
-        return self.info.level_downsamples[self.level]
+        """Level-0 pixels per pixel of what is read."""
+        return self.resolutions[0].downsample(self.info)
+
+    @property
+    def resolutions(self) -> tuple[Resolution, ...]:
+        """All that are read, the finest, which windows are placed at, first."""
+        return Resolution(self.level, self.zoom), *(self.coarser or ())
+
+    def corners(self, windows: Windows, resolution: Resolution) -> npt.NDArray[np.float64]:
+        """(n, 2) float64: (x, y) of where the windows' pixels begin at a resolution, around their centres, in its pixels."""
+        centre_l0 = (windows.start + windows.size / 2) * self.downsample
+        corners: npt.NDArray[np.float64] = centre_l0 / resolution.downsample(self.info) - windows.size / 2 - self.margin
+        return corners
 
     def plan(self) -> Plan:
         """All windows of the slide."""
@@ -115,6 +132,9 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
     def _layout(self, windows: Windows) -> tuple[tuple[int, ...], tuple[int, int] | None]:
         """Shape of the pixels, and origin of the region, where they are one."""
         sizes = windows.size + 2 * self.margin
+        if self.coarser is not None:
+            width, height = sizes.max(axis=0).tolist()
+            return (len(windows), 1 + len(self.coarser), height, width, 3), None
         left, top = (windows.start.min(axis=0) - self.margin).tolist()
         right, bottom = (windows.start + windows.size).max(axis=0).tolist()
         right, bottom = right + self.margin, bottom + self.margin

@@ -37,6 +37,31 @@ def big_chunk(
     return BigChunk(windows, pixels, None, flags)
 
 
+def of_several(**options) -> BigChunk:
+    """The same packed chunk at three resolutions, of which the others are as noisy."""
+    packed = big_chunk(packed=True, **options)
+    others = np.random.default_rng(1).integers(0, 256, (len(packed.windows), 2, *packed.pixels.shape[1:]), np.uint8)
+    return BigChunk(packed.windows, np.concatenate([packed.pixels[:, None], others], axis=1), None, packed.skipped)
+
+
+@given(st.sampled_from(["pad", "adaptive"]), st.lists(st.integers(0, 40)).map(tuple), st.integers(1, 20))
+def test_windows_of_several_resolutions_are_cut_and_stacked_with_all_of_them(border, skipped, batch_size):
+    chunk, finest = (make(border=border, skipped=skipped) for make in (of_several, lambda **o: big_chunk(packed=True, **o)))
+    for small, one in zip(chunk.small_chunks(), finest.small_chunks(), strict=True):
+        assert small.pixels.shape == (3, small.window.height, small.window.width, 3)
+        np.testing.assert_array_equal(small.pixels[0], one.pixels)
+    for rows in chunk.batch_rows(batch_size):
+        width, height = chunk.windows.size[rows[0]].tolist()
+        stacked = chunk.stack(rows)
+        assert stacked.shape == (len(rows), 3, height, width, 3) and stacked.flags.c_contiguous
+        np.testing.assert_array_equal(stacked, chunk.pixels[rows, :, :height, :width])
+        view = chunk.as_stacked(rows)
+        assert view is None or (np.shares_memory(view, chunk.pixels) and np.array_equal(view, stacked))
+        batch = Batch(stacked, chunk.windows.take(rows), None, None)
+        np.testing.assert_array_equal(batch.finest, finest.stack(rows))
+        assert all(np.array_equal(small.pixels, pixels) for small, pixels in zip(batch, stacked, strict=True))
+
+
 chunks = st.builds(
     big_chunk,
     extent=st.tuples(st.integers(1, 40), st.integers(1, 40)),

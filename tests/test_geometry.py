@@ -232,17 +232,19 @@ def test_the_windows_of_a_chunk_are_neighbours():
     border=borders,
     batch_size=st.integers(1, 64),
     chunk_px=st.integers(1, 1 << 23),
+    resolutions=st.none() | st.integers(1, 4),
 )
 def test_chunks_keep_to_the_budget_and_are_whole_batches_where_they_can_be(
-    extent, kernel, stride, border, batch_size, chunk_px
+    extent, kernel, stride, border, batch_size, chunk_px, resolutions
 ):
     grid = Grid(extent, kernel, stride, border, 1.0)
     assume(len(grid) > 0)
-    chunks = cut_chunks(grid, batch_size, chunk_px)
+    chunks = cut_chunks(grid, batch_size, chunk_px, resolutions=resolutions)
 
     def pixels(rows: int, columns: int) -> int:
         region = ((columns - 1) * stride[0] + kernel[0]) * ((rows - 1) * stride[1] + kernel[1])
-        return min(region, rows * columns * kernel[0] * kernel[1])
+        packed = rows * columns * kernel[0] * kernel[1]
+        return min(region, packed) if resolutions is None else packed * resolutions
 
     rows, columns = chunks.block
     assert 1 <= rows <= grid.shape[0] and 1 <= columns <= grid.shape[1]

@@ -71,17 +71,20 @@ def test_a_sample_cut_to_a_chunk_knows_its_windows_and_no_others(given_sample, d
     chunk_px=st.integers(1, 1 << 20),
     tile=st.none() | st.tuples(st.integers(1, 512), st.integers(1, 512)),
     cache_px=st.integers(0, 1 << 22),
+    resolutions=st.none() | st.integers(1, 4),
 )
-def test_every_window_is_in_one_chunk_that_is_not_too_large(starts, size, batch_size, chunk_px, tile, cache_px):
+def test_every_window_is_in_one_chunk_that_is_not_too_large(starts, size, batch_size, chunk_px, tile, cache_px, resolutions):
     start = np.array(starts, np.int64)
-    chunk = cut_sample(start, size, batch_size, chunk_px, tile, cache_px)
+    chunk = cut_sample(start, size, batch_size, chunk_px, tile, cache_px, resolutions)
+    window_px = math.prod(size) * (resolutions or 1)
     assert set(chunk.tolist()) == set(range(chunk.max() + 1))
-    whole = math.prod(size) * batch_size <= chunk_px
+    whole = window_px * batch_size <= chunk_px
     counts = np.bincount(chunk)
     for number, count in enumerate(counts.tolist()):
         own = start[chunk == number]
         region_px = np.prod(own.max(axis=0) + size - own.min(axis=0))
-        assert count == 1 or min(region_px, count * math.prod(size)) <= chunk_px
+        held_px = count * window_px if resolutions is not None else min(region_px, count * window_px)
+        assert count == 1 or held_px <= chunk_px
         if whole and number < len(counts) - 1:
             assert count % batch_size == 0
 

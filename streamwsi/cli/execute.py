@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 JOB_FILE = "job.toml"
 """Of an output folder: what was run, to be run again."""
 _KERNEL_SIZE = 256
+_RESOLUTION = ("level", "mpp", "magnification", "missing_mpp", "levels", "mpps")
 
 
 def execute(job: Job, *, overwrite: bool, quiet: bool, as_json: bool) -> int:
@@ -38,11 +39,11 @@ def execute(job: Job, *, overwrite: bool, quiet: bool, as_json: bool) -> int:
     from streamwsi.pipeline.pipeline import Pipeline
 
     collectors = collectors_of(job)
-    kernel_size, level, origin = window_of(job, collectors)
+    kernel_size, resolution, origin = window_of(job, collectors)
     if origin and not quiet:
         click.echo(origin, err=True)
     job = msgspec.structs.replace(job, kernel_size=kernel_size if isinstance(kernel_size, int) else list(kernel_size))
-    loader, writer = _loader(job, kernel_size, level), _writer(job)
+    loader, writer = _loader(job, kernel_size, resolution), _writer(job)
     pipeline = Pipeline(
         loader,
         collectors if job.several else collectors[""],
@@ -74,27 +75,25 @@ def collectors_of(job: Job) -> dict[str, StreamCollector]:
     return {"": find_collector(job.collector, dict(job.arguments))}
 
 
-def window_of(job: Job, collectors: Mapping[str, StreamCollector]) -> tuple[int | tuple[int, int], Any, str]:
-    """Kernel size and level, and where they are from in words, if they are a collector's.
+def window_of(job: Job, collectors: Mapping[str, StreamCollector]) -> tuple[int | tuple[int, int], dict[str, Any], str]:
+    """Kernel size and the loader's options of resolution, and where they are from in words, if they are a collector's.
 
     Raises ConfigError where several collectors want different ones, and none is given.
     """
     kernel_size: Any = tuple(job.kernel_size) if isinstance(job.kernel_size, list) else job.kernel_size
-    level: Any = job.level
+    resolution = {name: value for name in _RESOLUTION if (value := getattr(job, name)) is not None}
     said = []
     if kernel_size is None:
         kernel_size = _wanted(collectors, "kernel_size", "--kernel-size")
         if kernel_size is not None:
             said.append(f"kernel size {'x'.join(map(str, kernel_size)) if isinstance(kernel_size, tuple) else kernel_size}")
-    if level is None:
-        mpp = _wanted(collectors, "mpp", "--level")
+    if not resolution.keys() - {"missing_mpp"}:
+        mpp = _wanted(collectors, "mpp", "--mpp or --level")
         if mpp is not None:
-            from streamwsi.loading.level_at_mpp import LevelAtMpp
-
-            level = LevelAtMpp(mpp)
-            said.append(f"the level at {mpp:g} um/px")
+            resolution["mpp"] = mpp
+            said.append(f"{mpp:g} um/px")
     origin = f"{' and '.join(said)}: as the collector wants it" if said else ""
-    return kernel_size or _KERNEL_SIZE, 0 if level is None else level, origin
+    return kernel_size or _KERNEL_SIZE, resolution, origin
 
 
 def dataset_of(slides: str | list[str]) -> Dataset:
@@ -132,7 +131,7 @@ def _wanted(collectors: Mapping[str, StreamCollector], attribute: str, option: s
     return next(iter(wanted.values()), None)
 
 
-def _loader(job: Job, kernel_size: int | tuple[int, int], level: Any) -> SlidingWindowLoader:
+def _loader(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str, Any]) -> SlidingWindowLoader:
     from streamwsi.loading.sliding_window import SlidingWindowLoader
 
     stride: Any = tuple(job.stride) if isinstance(job.stride, list) else job.stride
@@ -140,11 +139,11 @@ def _loader(job: Job, kernel_size: int | tuple[int, int], level: Any) -> Sliding
         dataset_of(job.slides),
         kernel_size,
         stride,
-        level,
         border=job.border,
         background=job.background,
         on_bad_region=job.on_bad_region,
         reader=job.reader,
+        **resolution,
     )
 
 

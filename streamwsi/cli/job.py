@@ -30,6 +30,7 @@ _Pixels = Annotated[int, Meta(ge=1)]
 _Pair = Annotated[list[_Pixels], Meta(min_length=2, max_length=2)]
 _Byte = Annotated[int, Meta(ge=0, le=255)]
 _AtLeastOne = Annotated[int, Meta(ge=1)]
+_Above0 = Annotated[float, Meta(gt=0)]
 _NotNegative = Annotated[float, Meta(ge=0)]
 
 COMMAND_LINE_ONLY = ("overwrite", "quiet", "json")
@@ -82,16 +83,33 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kernel_size: Annotated[
         _Pixels | _Pair | None,
         About(
-            "Window, in pixels of the level: one number, or width and height. Default: the collector's, or 256.", example=256
+            "Window, in pixels of what is read: one number, or width and height. Default: the collector's, or 256.", example=256
         ),
     ] = None
     stride: Annotated[
         _Pixels | _Pair | None,
-        About("Step, in pixels of the level: one number, or across and down. Default: the kernel size.", example=128),
+        About("Step, in pixels of what is read: one number, or across and down. Default: the kernel size.", example=128),
     ] = None
     level: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        About("Level read; 0 is the finest. Default: the one at the collector's resolution, if it has one, or 0.", example=0),
+        About("Level read; 0 is the finest. Default: the resolution that the collector wants, if it does, or 0.", example=0),
+    ] = None
+    mpp: Annotated[
+        _Above0 | None,
+        About("Micrometres per pixel, in place of a level: one within 5 %, or the next finer one resampled.", example=0.5),
+    ] = None
+    magnification: Annotated[_Above0 | None, About("The same by the objective power, as 20 for 20x.", example=20.0)] = None
+    missing_mpp: Annotated[
+        _Above0 | None,
+        About("Micrometres per level-0 pixel of slides that do not say, or not credibly. Default: they fail.", example=0.25),
+    ] = None
+    levels: Annotated[
+        Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | None,
+        About("Several levels around the centre of each window, the finest first.", example=[0, 1]),
+    ] = None
+    mpps: Annotated[
+        Annotated[list[_Above0], Meta(min_length=1)] | None,
+        About("Several resolutions around the centre of each window, in um per pixel, the finest first.", example=[0.5, 2.0]),
     ] = None
     border: Annotated[Border, About("What happens at the edge.")] = "pad"
     background: Annotated[

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from streamwsi.cli.job import Job, choices_of, default_of, help_of, hints, job_of, path_fields
-from streamwsi.cli.types import Colour, Pair
+from streamwsi.cli.types import Colour, Numbers, Pair
 from streamwsi.errors import ConfigError
 
 OF_EACH = ("collectors", "devices", "batch_size")
@@ -133,6 +133,8 @@ def _option(field: str) -> dict[str, Any]:
         return {**option, "type": click.Path()}
     if get_origin(hint) in (Union, UnionType):
         return {**option, "type": Pair()}
+    if get_origin(hint) is list:
+        return {**option, "type": Numbers(_without_none(get_args(hint)[0]))}
     kind: Any = {int: click.INT, float: click.FLOAT, str: click.STRING}[hint]
     return {**option, "type": kind}
 

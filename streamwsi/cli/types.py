@@ -25,6 +25,24 @@ class Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return numbers[0] if len(numbers) == 1 else numbers
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Numbers as 0.5,2."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, list):
+            return value
+        try:
+            return [self._kind(part) for part in str(value).split(",")]
+        except ValueError:
+            whole = "whole " if self._kind is int else ""
+            self.fail(f"{value!r} is not a list of {whole}numbers, as {'0,1' if whole else '0.5,2'}", param, ctx)
+
+
 class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A colour as R,G,B or #RRGGBB."""
 

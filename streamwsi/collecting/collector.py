@@ -46,8 +46,7 @@ class StreamCollector:
     where ``--kernel-size`` is not given."""
 
     mpp: float | None = None
-    """Micrometres per pixel that it is made for; None: any. The command line reads the level nearest to it where ``--level``
-    is not given, see :class:`streamwsi.LevelAtMpp`."""
+    """Micrometres per pixel that it is made for; None: any. The command line takes it where no resolution is given."""
 
     device: str | None = None
     """The device dealt to this worker (``"cuda:0"``), or None."""

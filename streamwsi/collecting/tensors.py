@@ -29,7 +29,7 @@ def as_tensor(
     Parameters
     ----------
     batch
-        Its pixels are (n, height, width, 3) uint8.
+        Its pixels are (n, height, width, 3) uint8; of several resolutions (n, r, height, width, 3), which stay an axis.
     device
         Where to; None: the processor.
     dtype
@@ -71,7 +71,7 @@ def as_tensor(
     pixels = torch.from_numpy(np.require(batch.pixels, np.uint8, ("C", "W")))
     pixels = _on_device(pixels, torch.device("cpu" if device is None else device))
     if channels_first:
-        pixels = pixels.permute(0, 3, 1, 2)
+        pixels = pixels.movedim(-1, -3)
     return pixels if dtype is None or dtype == torch.uint8 else pixels.to(dtype).div_(255)
 
 

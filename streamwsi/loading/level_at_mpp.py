@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from streamwsi.config import at_least
 from streamwsi.dataset import Slide
 from streamwsi.errors import ConfigError, SlideError
-
-_PLAUSIBLE_MPP = (0.05, 5.0)
-"""Micrometres per pixel, of level 0 of a slide that a microscope or scanner made."""
+from streamwsi.microns import why_not_believed
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class LevelAtMpp:
     tolerance
         How far off the level may be, as a share of `mpp`, in x and in y: 0.1 is 10 %.
 
-    Windows are pixels of that level, as they are. Nothing is resampled to the resolution asked for, not yet: a slide none of
+    Windows are pixels of that level, as they are: nothing is resampled, which ``mpp=`` of the loader does. A slide none of
     whose levels is near enough fails, with what its levels have; the others go on.
 
     Raises ConfigError naming the value that cannot work.
@@ -48,13 +46,10 @@ class LevelAtMpp:
     def __call__(self, slide: Slide) -> int:
         """The level; the finer one of two that are equally near. Raises SlideError where there is none."""
         way_out = "give level= a number"
-        if slide.mpp is None:
-            raise SlideError(
-                f"{slide.path} does not say its resolution, so that no level of {self.mpp:g} µm/px can be found: {way_out}"
-            )
+        why = why_not_believed(slide.mpp, slide.dimensions, slide.power)
+        if why is not None:
+            raise SlideError(f"{slide.path} {why}, so that no level of {self.mpp:g} µm/px can be found: {way_out}")
         x, y = slide.mpp
-        if not (0 < x < math.inf and 0 < y < math.inf):
-            raise SlideError(f"{slide.path} says that a pixel is {x:g} × {y:g} µm, which cannot be: {way_out}")
         off = [max(abs(x * down / self.mpp - 1), abs(y * down / self.mpp - 1)) for down in slide.level_downsamples]
         nearest = off.index(min(off))
         if off[nearest] > self.tolerance:
@@ -63,10 +58,8 @@ class LevelAtMpp:
                 f"level {number} {' × '.join(f'{side * down:.4g}' for side in sides)}"
                 for number, down in enumerate(slide.level_downsamples)
             )
-            absurd = not _PLAUSIBLE_MPP[0] <= x <= _PLAUSIBLE_MPP[1]
             raise SlideError(
-                f"{slide.path} has no level within {100 * self.tolerance:g} % of {self.mpp:g} µm/px; it has {levels} µm/px"
-                + (f" (by what it says of itself, which is hardly true of level 0: {x:g} µm/px)" if absurd else "")
-                + f": {way_out}, or a larger tolerance"
+                f"{slide.path} has no level within {100 * self.tolerance:g} % of {self.mpp:g} µm/px; it has {levels} µm/px: "
+                f"{way_out}, a larger tolerance, or let the loader resample it, with mpp= in place of level="
             )
         return nearest

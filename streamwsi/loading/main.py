@@ -21,7 +21,8 @@ from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import Slide
 from streamwsi.errors import SlideError
 from streamwsi.loading.read import read_chunk
-from streamwsi.loading.resolve import ChoiceError, Choices, ReadingOptions, resolve_slide
+from streamwsi.loading.resolution import ChoiceError
+from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
 from streamwsi.slides.reader import SlideReader, TilesRead, open_slide
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.wire.channels import DataOutputs, Poll, Wakeup

@@ -5,12 +5,17 @@ In: an open slide, what it was resolved to, a chunk's number.  Out: a BigChunk. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.config import OnBadRegion
 from streamwsi.errors import RegionError
-from streamwsi.geometry import Int64Array
+from streamwsi.geometry import Int64Array, Windows
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.slides.reader import Part, Rectangle, SlideReader
+from streamwsi.slides.reader import Rectangle, SlideReader
+from streamwsi.slides.resampled import read_resampled
 
 
 def read_chunk(
@@ -27,16 +32,21 @@ def read_chunk(
     """
     chunk = resolved.blank_chunk(number, memory)
     try:
-        reader.read_parts(resolved.level, _parts(chunk), own_rectangle(resolved, number))
+        if chunk.origin is not None:
+            region = (*chunk.origin, chunk.pixels)
+            read_resampled(reader, resolved.resolutions[0], [region], own_rectangle(resolved, number))
+        else:
+            pixels = [chunk.pixels_of(row) for row in range(len(chunk.windows))]
+            _read_windows(reader, resolved, chunk.windows, pixels, own_rectangle(resolved, number))
     except RegionError:
         if on_bad_region == "fail":
             raise
-        _read_each(reader, resolved.level, chunk)
+        _read_each(reader, resolved, chunk)
     return chunk
 
 
 def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
-    """What no other chunk has windows on: (left, top, right, bottom) in pixels of the level; beyond the edges where none is.
+    """What no other chunk has windows on: (left, top, right, bottom) in pixels of what is read; beyond the edges where none is.
 
     Of windows that a sampler has chosen that is not known: nothing is.
     """
@@ -55,19 +65,26 @@ def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
     return left, top, right, bottom
 
 
-def _parts(chunk: BigChunk) -> list[Part]:
-    if chunk.origin is not None:
-        return [(*chunk.origin, chunk.pixels)]
-    starts = chunk.corners.tolist()
-    return [(x, y, chunk.pixels_of(row)) for row, (x, y) in enumerate(starts)]
+def _read_windows(
+    reader: SlideReader, resolved: ResolvedSlide, windows: Windows, pixels: Sequence[UInt8Array], own: Rectangle
+) -> None:
+    """Read windows into their places, `pixels`, at each resolution; `own` is of the finest."""
+    for place, resolution in enumerate(resolved.resolutions):
+        corners = resolved.corners(windows, resolution).tolist()
+        targets = pixels if resolved.coarser is None else [of_window[place] for of_window in pixels]
+        parts = [(x, y, target) for (x, y), target in zip(corners, targets, strict=True)]
+        # what lies around a window is read with its neighbours in other chunks too
+        read_resampled(reader, resolution, parts, own if place == 0 else (0, 0, 0, 0))
 
 
-def _read_each(reader: SlideReader, level: int, chunk: BigChunk) -> None:
+def _read_each(reader: SlideReader, resolved: ResolvedSlide, chunk: BigChunk) -> None:
     """Read the windows of a chunk one by one into its pixels; flag those that cannot be read."""
-    for row, (x, y) in enumerate(chunk.corners.tolist()):
+    for row in range(len(chunk.windows)):
         target = chunk.pixels_of(row)
         try:
             # not straight into its place, which it may share with others: what a read that fails leaves there is anything
-            target[...] = reader.read_region(level, x, y, target.shape[1], target.shape[0])
+            pixels = np.empty_like(target, order="C")
+            _read_windows(reader, resolved, chunk.windows.take(slice(row, row + 1)), [pixels], (0, 0, 0, 0))
+            target[...] = pixels
         except RegionError:
             chunk.skipped[row] = True

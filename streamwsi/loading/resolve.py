@@ -6,34 +6,30 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
-from streamwsi.dataset import Slide, SlideInfo
-from streamwsi.errors import CollectorError, PlanError, SlideError
+from streamwsi.dataset import Slide
+from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
 
-Level = int | Callable[[Slide], int]
-
 
 @dataclass(frozen=True)
 class Choices:
-    """What chooses the level and the windows of a slide once it is open; the user's code, it may be."""
+    """What chooses the resolution and the windows of a slide once it is open; the user's code, it may be."""
 
-    level: Level = 0
+    resolution: Wanted
     sampler: Sampler | None = None
     """None: all windows of the grid."""
 
@@ -54,24 +50,22 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     tile_cache_bytes: int = TILE_CACHE_BYTES
 
 
-class ChoiceError(CollectorError):
-    """The user's code that chooses the level or the windows raised; the cause is its exception."""
-
-
 def resolve_slide(
     reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, choices: Choices, options: ReadingOptions
 ) -> ResolvedSlide:
-    """Settle level, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
+    """Settle resolution, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
 
-    Raises SlideError when the slide does not have the level, has no room for the windows, or the code that chooses them says so
-    with one; ChoiceError when that code raises anything else.
+    Raises SlideError when the slide does not have the resolution, has no room for the windows, or the code that chooses them
+    says so with one; ChoiceError when that code raises anything else.
     """
-    info = reader.info
+    wanted = choices.resolution
+    info = wanted.believed(reader.info, slide)
     opened = Slide(slide.path, slide.id, info)
-    chosen = _choose_level(choices.level, opened, info)
-    grid = Grid(info.level_dimensions[chosen], options.kernel, options.stride, options.border, info.level_downsamples[chosen])
-    tile, cache_px = info.tile_sizes[chosen], options.tile_cache_bytes // 3
-    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px)
+    finest, *coarser = wanted.choose(info, slide)
+    grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
+    tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
+    resolutions = wanted.count if wanted.is_several else None
+    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px, resolutions=resolutions)
     stride: tuple[int, int] | None = options.stride
     margin, sample = 0, None
     if choices.sampler is not None:
@@ -79,7 +73,7 @@ def resolve_slide(
         scene = Scene(opened, patient_id, grid.extent, grid.downsample, options.kernel, reader)
         places = _choose_windows(choices.sampler, scene)
         size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
-        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px)
+        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions)
         sample = Sample.of(places.start, chunk, places.label, places.names)
         stride = places.stride
     return ResolvedSlide(
@@ -90,17 +84,24 @@ def resolve_slide(
         path=str(slide.path),
         fingerprint=fingerprint(slide.path),
         info=info,
-        level=chosen,
+        level=finest.level,
         kernel=options.kernel,
         stride=stride or (0, 0),
         border=options.border,
         background=options.background,
         block=chunks.block,
         band=chunks.band,
-        resampled_px=reader.resampled_px(chosen),
+        resampled_px=max(reader.resampled_px(resolution.level) for resolution in (finest, *coarser)),
         margin=margin,
         sample=sample,
+        zoom=finest.zoom,
+        coarser=tuple(coarser) if wanted.is_several else None,
     )
+
+
+def _as_read(tile: tuple[int, int] | None, zoom: float) -> tuple[int, int] | None:
+    """(width, height) of a level's tiles in pixels of what is read, about; None where it has none."""
+    return tile if tile is None or zoom == 1 else (max(round(tile[0] / zoom), 1), max(round(tile[1] / zoom), 1))
 
 
 def _choose_windows(sampler: Sampler, scene: Scene) -> Places:
@@ -130,24 +131,6 @@ def _check_places(places: Places, whose: str, labelled: bool) -> None:
         label.shape != start.shape[:1] or label.min(initial=-1) < -1 or label.max(initial=-1) >= len(places.names)
     ):
         raise PlanError(f"{whose}: labels must be (n,) for {len(start)} windows, each -1 or a place in {places.names}")
-
-
-def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
-    chosen: Any = level
-    if callable(level):
-        try:
-            chosen = level(slide)
-        except SlideError:  # the slide has no level that fits: it fails, the others do not
-            raise
-        except Exception as error:
-            raise ChoiceError(f"the level callable raised for slide {slide.id!r}") from error
-    try:
-        number = operator.index(chosen)
-    except TypeError:
-        raise SlideError(f"slide {slide.id!r}: level must be an int, the callable gave {chosen!r}") from None
-    if not 0 <= number < info.level_count:
-        raise SlideError(f"{slide.path} has no level {number}: it has levels 0 to {info.level_count - 1}")
-    return number
 
 
 def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:

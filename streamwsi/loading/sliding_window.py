@@ -5,7 +5,8 @@ In: options.  Out: the same, checked.  Opens nothing; the loader processes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from streamwsi.config import OnBadRegion, check_border, positive_pair
 from streamwsi.dataset import Dataset, Slide
@@ -21,11 +22,11 @@ class SlidingWindowLoader(WindowLoader):
     dataset
         The patients and their slides.
     kernel_size, stride
-        An int or (width, height), in pixels of the level read. `stride` None: the kernel's size.
+        An int or (width, height), in pixels of what is read. `stride` None: the kernel's size.
     level
-        An int; or a callable that is given the opened :class:`Slide` (``slide.mpp``, ``slide.level_downsamples``, …) and
-        returns one, as :class:`LevelAtMpp` does. A slide for which it raises :class:`SlideError` fails, and the others go on;
-        any other exception ends the run.
+        An int (0, the finest, where no resolution is given at all); or a callable that is given the opened :class:`Slide`
+        (``slide.mpp``, ``slide.level_downsamples``, …) and returns one, as :class:`LevelAtMpp` does. A slide for which it
+        raises :class:`SlideError` fails, and the others go on; any other exception ends the run.
     border
         What happens at the edge: ``pad``, ``edge``, ``squeeze``, ``adaptive`` or ``crop``; see
         :func:`streamwsi.geometry.axis_starts`.
@@ -35,6 +36,17 @@ class SlidingWindowLoader(WindowLoader):
         ``"fail"``: a slide of which something cannot be read fails; ``"skip"``: the windows that touch it are skipped.
     reader
         ``"auto"`` or the name of one.
+    mpp
+        Micrometres per pixel, in place of `level`: a level within 5 % of it is read as it is; else the coarsest level that is
+        finer is resampled, in one step. Windows and strides are in pixels of this size. A slide that is not so fine fails.
+    magnification
+        The same by the objective power: 20 is 20×. Of a slide that does not say its power, 10 / mpp counts as such.
+    missing_mpp
+        Micrometres per level-0 pixel of slides that do not say, or say what cannot be (0; 352.9): a number, or a callable that
+        is given the opened slide and returns one. ``"error"``: such a slide fails where its resolution is needed.
+    mpps, levels
+        Several resolutions, the finest first, in place of one: a batch's pixels are (n, r, height, width, 3), and each window
+        has the same centre in all. Windows are placed at the finest.
 
     Raises ConfigError naming the value that cannot work.
     """
@@ -44,14 +56,32 @@ class SlidingWindowLoader(WindowLoader):
         dataset: Dataset,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] | None = None,
-        level: int | Callable[[Slide], int] = 0,
+        level: int | Callable[[Slide], int] | None = None,
         *,
         border: Border = "pad",
         background: tuple[int, int, int] = (255, 255, 255),
         on_bad_region: OnBadRegion = "fail",
         reader: str = "auto",
+        mpp: float | None = None,
+        magnification: float | None = None,
+        missing_mpp: float | Callable[[Slide], float] | Literal["error"] = "error",
+        mpps: Sequence[float] | None = None,
+        levels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(dataset, kernel_size, None, level, background=background, on_bad_region=on_bad_region, reader=reader)
+        super().__init__(
+            dataset,
+            kernel_size,
+            None,
+            level,
+            background=background,
+            on_bad_region=on_bad_region,
+            reader=reader,
+            mpp=mpp,
+            magnification=magnification,
+            missing_mpp=missing_mpp,
+            mpps=mpps,
+            levels=levels,
+        )
         if stride is not None:
             self.stride = positive_pair(stride, "stride")
         self.border = check_border(border)

@@ -5,12 +5,14 @@ In: options.  Out: the same, checked.  Opens nothing; the loader processes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-from streamwsi.config import OnBadRegion, at_least, check_background, one_of, positive_pair
+from streamwsi.config import OnBadRegion, check_background, one_of, positive_pair
 from streamwsi.dataset import Dataset, Slide
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
+from streamwsi.loading.resolution import Wanted
 from streamwsi.sampling.sampler import Sampler
 from streamwsi.slides.reader import READERS
 
@@ -23,21 +25,32 @@ class WindowLoader:
     dataset
         The patients and their slides.
     kernel_size
-        An int or (width, height) of a window, in pixels of the level read.
+        An int or (width, height) of a window, in pixels of what is read.
     sampler
         What chooses the windows: :class:`GridSampler`, :class:`RandomSampler`, :class:`PoissonDiskSampler`,
         :class:`PointSampler`, or one of your own. A slide for which it raises :class:`SlideError` (one with no room for so many
         windows, say) fails, and the others go on.
     level
-        An int; or a callable that is given the opened :class:`Slide` (``slide.mpp``, ``slide.level_downsamples``, …) and
-        returns one, as :class:`LevelAtMpp` does. A slide for which it raises :class:`SlideError` fails, and the others go on;
-        any other exception ends the run.
+        An int (0, the finest, where no resolution is given at all); or a callable that is given the opened :class:`Slide`
+        (``slide.mpp``, ``slide.level_downsamples``, …) and returns one, as :class:`LevelAtMpp` does. A slide for which it
+        raises :class:`SlideError` fails, and the others go on; any other exception ends the run.
     background
         (R, G, B), 0–255: outside the slide, and where it has no data.
     on_bad_region
         ``"fail"``: a slide of which something cannot be read fails; ``"skip"``: the windows that touch it are skipped.
     reader
         ``"auto"`` or the name of one.
+    mpp
+        Micrometres per pixel, in place of `level`: a level within 5 % of it is read as it is; else the coarsest level that is
+        finer is resampled, in one step. Windows and strides are in pixels of this size. A slide that is not so fine fails.
+    magnification
+        The same by the objective power: 20 is 20×. Of a slide that does not say its power, 10 / mpp counts as such.
+    missing_mpp
+        Micrometres per level-0 pixel of slides that do not say, or say what cannot be (0; 352.9): a number, or a callable that
+        is given the opened slide and returns one. ``"error"``: such a slide fails where its resolution is needed.
+    mpps, levels
+        Several resolutions, the finest first, in place of one: a batch's pixels are (n, r, height, width, 3), and each window
+        has the same centre in all. Windows are placed at the finest.
 
     The places of a slide's windows are held in memory while it is being worked on, about 40 bytes for each window; all windows
     of a grid are not (:class:`SlidingWindowLoader`).
@@ -53,11 +66,16 @@ class WindowLoader:
         dataset: Dataset,
         kernel_size: int | tuple[int, int],
         sampler: Sampler | None,
-        level: int | Callable[[Slide], int] = 0,
+        level: int | Callable[[Slide], int] | None = None,
         *,
         background: tuple[int, int, int] = (255, 255, 255),
         on_bad_region: OnBadRegion = "fail",
         reader: str = "auto",
+        mpp: float | None = None,
+        magnification: float | None = None,
+        missing_mpp: float | Callable[[Slide], float] | Literal["error"] = "error",
+        mpps: Sequence[float] | None = None,
+        levels: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise ConfigError(f"dataset must be a streamwsi.Dataset, got {type(dataset).__name__}")
@@ -69,11 +87,7 @@ class WindowLoader:
         self.kernel_size = positive_pair(kernel_size, "kernel_size")
         self.stride = self.kernel_size
         self.sampler = sampler
-        if not callable(level):
-            at_least(level, 0, "level")
-            if not isinstance(level, int):
-                raise ConfigError(f"level must be an int or a callable, got {level!r}")
-        self.level = level
+        self.resolution = Wanted.of(level, mpp, magnification, levels, mpps, missing_mpp)
         self.background = check_background(background)
         self.on_bad_region: OnBadRegion = one_of(on_bad_region, ("fail", "skip"), "on_bad_region")
         self.reader: str = one_of(reader, READERS, "reader")

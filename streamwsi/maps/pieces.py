@@ -58,13 +58,15 @@ class SlidePlan:
     downsample: float
     """Level-0 pixels per pixel of the level read."""
     extent: tuple[int, int]
-    """(width, height) of the level read, in its pixels."""
+    """(width, height) of what is read, in its pixels."""
     extent_l0: tuple[int, int]
     """(width, height) of level 0."""
     mpp: tuple[float, float] | None
     """(x, y) micrometres per level-0 pixel, or None where the slide does not say."""
     sampled: int | None = None
     """How many windows a sampler has chosen; None: they are all of a grid."""
+    zoom: float = 1.0
+    """Pixels of the level per pixel of what is read."""
     sample: Sample | None = None
     """Where they lie, of those that a sampler has chosen, where the records tell."""
 
@@ -112,6 +114,7 @@ class SlidePlan:
             extent_l0=resolved.info.dimensions,
             mpp=resolved.info.mpp,
             sampled=None if resolved.sample is None else resolved.sample.count,
+            zoom=resolved.zoom,
             sample=resolved.sample,
         )
 
@@ -135,6 +138,7 @@ class SlidePlan:
             extent_l0=(int(attributes["level0_width"]), int(attributes["level0_height"])),
             mpp=(float(attributes["mpp"][0]), float(attributes["mpp"][1])) if "mpp" in attributes else None,
             sampled=int(attributes["sampled_windows"]) if "sampled_windows" in attributes else None,
+            zoom=float(attributes["zoom"]) if "zoom" in attributes else 1.0,
         )
 
 

@@ -19,8 +19,8 @@ from streamwsi.maps.colours import Colouring, Range, Scale
 from streamwsi.maps.pieces import PieceStream, SlidePlan, slides_in, stream
 from streamwsi.maps.pyramid import cells_at, level_sizes, write_pyramid
 from streamwsi.maps.raster import Map, coarser_for, place, plan_of
-from streamwsi.maps.resolution import believable_mpp
 from streamwsi.maps.sheet import DPI, Sheet, Words, draw
+from streamwsi.microns import believable_mpp
 from streamwsi.slides.reader import open_slide
 from streamwsi.writing.layout import as_file_name, renamed_when_whole
 
@@ -272,7 +272,8 @@ def _about(plan: SlidePlan) -> str:
         across, down = (side * plan.downsample * per_px for side, per_px in zip(plan.kernel, mpp, strict=True))
         size += f" ({across:.3g} × {down:.3g} µm)"
     every = f"every {stride_x if stride_x == stride_y else f'{stride_x}, {stride_y}'} px" if stride_x else "placed freely"
-    return f"windows of {size}, {every}, of level {plan.level}"
+    coarser = "" if plan.zoom == 1 else f", made {plan.zoom:.3g} times coarser"
+    return f"windows of {size}, {every}, of level {plan.level}{coarser}"
 
 
 def _note(plan: SlidePlan, found: Range, threshold: float | None) -> str:

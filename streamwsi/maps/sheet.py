@@ -14,7 +14,7 @@ import numpy as np
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.maps.colours import NOT_COLOURED, Scale
-from streamwsi.maps.resolution import round_length
+from streamwsi.maps.scale_bar import round_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -37,7 +37,7 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     """The options of its role, encoded: only that role's modules are imported."""
     level: int = 0
     shipped: bytes | None = None
-    """The collector; for a loader what chooses levels and windows, where that is more than a number; encoded too."""
+    """The collector; for a loader what chooses resolutions and windows, where that is more than a number; encoded too."""
     locks: tuple[int, ...] = ()
     """Descriptors of its folders' locks, held while this process lives, and not by those that the user's code starts."""
     box: int | None = None
@@ -87,10 +87,11 @@ def _serve(seat: Seat, startup: Startup) -> None:
     shipped: Any = None if startup.shipped is None else _unshipped(startup)
     if startup.role == "loader":
         from streamwsi.loading.main import run_loader
+        from streamwsi.loading.resolution import Wanted
         from streamwsi.loading.resolve import Choices, ReadingOptions
 
         reading = msgspec.msgpack.decode(startup.options, type=ReadingOptions)
-        run_loader(seat, reading, Choices(startup.level) if shipped is None else shipped, _slots(startup))
+        run_loader(seat, reading, Choices(Wanted(startup.level)) if shipped is None else shipped, _slots(startup))
     elif startup.role == "collector":
         from streamwsi.collecting.main import CollectingOptions, run_collector
 
@@ -112,7 +113,7 @@ def _unshipped(startup: Startup) -> Any:
     try:
         return unship(msgspec.msgpack.decode(startup.shipped or b"", type=Shipped))
     except Exception as error:
-        what = "what chooses levels and windows" if startup.role == "loader" else "the collector"
+        what = "what chooses resolutions and windows" if startup.role == "loader" else "the collector"
         raise UserCodeError(f"loading {what}") from error
 
 

@@ -39,7 +39,7 @@ class Job:
     reading: ReadingOptions
     level: int
     shipped_choices: Shipped | None
-    """What chooses levels and windows, where that is more than one level for all slides."""
+    """What chooses resolutions and windows, where that is more than one level for all slides."""
     branches: tuple[BranchJob, ...]
     execution: Execution
     """What does not belong to one collector."""

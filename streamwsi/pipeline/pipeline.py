@@ -5,11 +5,10 @@ In: options.  Out: a report.  Everything is checked before anything starts.
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from streamwsi.config import (
     one_of,
 )
 from streamwsi.errors import ConfigError, OutputError
-from streamwsi.loading.level_at_mpp import LevelAtMpp
+from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
@@ -194,8 +193,9 @@ class Pipeline:
             A signal stopped it (130, 143); run again to go on.
         """
         loader = self._loader
-        choices = Choices(loader.level, loader.sampler)
-        simple = loader.sampler is None and not callable(loader.level)
+        choices = Choices(loader.resolution, loader.sampler)
+        level = loader.resolution.level
+        simple = loader.sampler is None and loader.resolution == Wanted(level) and not callable(level)
         shipped = [ship(part.collector, f"collector {collector_name(part.collector)}") for part in self._parts]
         keys = None if self._execution.key_dir is None else read_keys(Path(self._execution.key_dir))
         if self._execution.transport == "tcp":
@@ -205,8 +205,8 @@ class Pipeline:
             job = Job(
                 dataset=loader.dataset,
                 reading=self._reading(),
-                level=0 if callable(loader.level) else loader.level,
-                shipped_choices=None if simple else ship(choices, "what chooses levels and windows"),
+                level=0 if level is None or callable(level) else level,
+                shipped_choices=None if simple else ship(choices, "what chooses resolutions and windows"),
                 branches=tuple(map(self._branch, self._parts, shipped, folders)),
                 execution=self._execution,
                 keys=keys,
@@ -284,14 +284,14 @@ class Pipeline:
     def _chunk_bytes(self) -> int:
         margin = 0 if self._loader.sampler is None else self._loader.sampler.margin
         width, height = self._loader.kernel_size
-        return 3 * max(self._execution.chunk_px, (width + 2 * margin) * (height + 2 * margin))
+        window_px = self._loader.resolution.count * (width + 2 * margin) * (height + 2 * margin)
+        return 3 * max(self._execution.chunk_px, window_px)
 
     def _defining(self, part: _Part) -> Defining:
         loader, collector = self._loader, part.collector
         return Defining(
             kernel_size=loader.kernel_size,
             stride=loader.stride,
-            level=_level_name(loader.level),
             border=loader.border,
             reader=loader.reader,
             background=loader.background,
@@ -304,6 +304,7 @@ class Pipeline:
             format=part.output.format,
             one_file=part.output.one_file,
             sampler=None if loader.sampler is None else loader.sampler.describe(),
+            **loader.resolution.describe(),
         )
 
 
@@ -408,16 +409,3 @@ def _count(value: Any, name: str) -> int:
         raise ConfigError(f"{name} must be an int, got {value!r}")
     number: int = at_least(value, 1, name)
     return number
-
-
-def _level_name(level: int | Callable[..., int]) -> int | str:
-    """What stands for the level in ``run.json``: itself, or the source of the callable that chooses it."""
-    if not callable(level):
-        return level
-    if isinstance(level, LevelAtMpp):
-        return str(level)
-    try:
-        source = inspect.getsource(level)
-    except (OSError, TypeError):
-        source = repr(getattr(level, "__qualname__", type(level).__name__))
-    return f"callable: {' '.join(source.split())}"

@@ -5,7 +5,6 @@ In: a slide, however it is given.  Out: its size and resolution.  Opens it only 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from typing import TypeAlias
 
 from streamwsi.dataset import Slide, SlideInfo
 from streamwsi.errors import ConfigError
+from streamwsi.microns import why_not_believed
 from streamwsi.slides.reader import SlideReader, open_slide
 
 SlideLike: TypeAlias = "str | os.PathLike[str] | Slide | SlideReader"
 """A slide's path, a slide of a dataset, or one that is open."""
 Sized: TypeAlias = "SlideLike | SlideInfo | tuple[int, int]"
 """What says how large a slide is: the slide, what its reader says, or (width, height) in level-0 pixels."""
-_PLAUSIBLE_MPP = (0.05, 50.0)
-"""Micrometres per level-0 pixel. Beyond, it is a number that does not mean what it says (352.9, 0, 0.00499)."""
 
 
 @contextmanager
@@ -52,12 +50,9 @@ def dimensions_of(slide: Sized) -> tuple[int, int]:
         return reader.info.dimensions
 
 
-def checked_mpp(mpp: tuple[float, float] | None, whose: str, way_out: str) -> tuple[float, float]:
+def checked_mpp(info: SlideInfo, whose: str, way_out: str) -> tuple[float, float]:
     """(x, y) micrometres per level-0 pixel, if they can be believed; else ConfigError, with `way_out`."""
-    if mpp is None:
-        raise ConfigError(f"{whose} does not say how many micrometres a pixel is: {way_out}")
-    least, most = _PLAUSIBLE_MPP
-    if not all(math.isfinite(side) and least <= side <= most for side in mpp):
-        said = " × ".join(f"{side:g}" for side in mpp)
-        raise ConfigError(f"{whose} says that a pixel is {said} µm, which is hardly true of level 0: {way_out}")
-    return mpp
+    why = why_not_believed(info.mpp, info.dimensions, info.power)
+    if why is not None or info.mpp is None:
+        raise ConfigError(f"{whose} {why}: {way_out}")
+    return info.mpp

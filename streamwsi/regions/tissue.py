@@ -110,7 +110,7 @@ class TissueMask(Mask):
             number, factor = _resolution(reader.info, name, level, mpp, max_px)
             unit_x, unit_y = (1.0, 1.0)
             if unit == "um" and any(cleaning):
-                unit_x, unit_y = checked_mpp(reader.info.mpp, name, "give unit='px', and the sizes in level-0 pixels")
+                unit_x, unit_y = checked_mpp(reader.info, name, "give unit='px', and the sizes in level-0 pixels")
             rgb = read_reduced(reader, number, factor)
         side = reader.info.level_downsamples[number] * factor
         array = tissue(rgb, method, threshold, cleaning, (side * unit_x, side * unit_y))
@@ -152,7 +152,7 @@ def _resolution(info: SlideInfo, name: str, level: int | None, mpp: float | None
     elif mpp is not None:
         if not at_least(mpp, 0, "mpp") > 0 or not math.isfinite(mpp):
             raise ConfigError(f"mpp must be above 0 micrometres per pixel, got {mpp!r}")
-        x, y = checked_mpp(info.mpp, name, "give level= or max_px= instead of mpp=")
+        x, y = checked_mpp(info, name, "give level= or max_px= instead of mpp=")
         wanted = mpp / math.sqrt(x * y)
         number = max((n for n, down in enumerate(info.level_downsamples) if down <= wanted * _ROUNDING), default=0)
         factor = max(round(wanted / info.level_downsamples[number]), 1)

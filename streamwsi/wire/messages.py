@@ -29,6 +29,7 @@ from streamwsi.values import ValueSpec
 _MAGIC = b"SWSI"
 _VERSION = 1
 _MAC_BYTES = 16
+_AXES = {3: "YXS", 4: "NYXS", 5: "NRYXS"}
 _ENVELOPE_BYTES = len(_MAGIC) + 1 + _MAC_BYTES
 
 
@@ -366,7 +367,8 @@ class Chunk(Message, frozen=True):
     shape: tuple[int, ...]
     dtype: str
     axes: str
-    """``YXS``: one region; ``NYXS``: packed, one window after the other; S are samples (RGB)."""
+    """``YXS``: one region; ``NYXS``: packed, one window after the other; ``NRYXS``: packed, of several resolutions each; S are
+    samples (RGB)."""
 
 
 class Pieces(Message, frozen=True):
@@ -469,7 +471,7 @@ def chunk_message(
         origin=big.origin,
         shape=big.pixels.shape,
         dtype=big.pixels.dtype.name,
-        axes="YXS" if big.origin is not None else "NYXS",
+        axes=_AXES[big.pixels.ndim],
     )
     return message, [np.ascontiguousarray(part) for part in (big.pixels, big.windows.table(), big.skipped)]
 

@@ -11,6 +11,7 @@ Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_module
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,8 +187,15 @@ def coords_attributes(resolved: ResolvedSlide) -> dict[str, Any]:
     if all(resolved.stride):
         overlap = tuple(max(0, kernel - stride) for kernel, stride in zip(resolved.kernel, resolved.stride, strict=True))
         attributes["overlap"] = overlap[0] if overlap[0] == overlap[1] else overlap
+    if resolved.zoom != 1 or resolved.coarser is not None:
+        attributes["zoom"] = resolved.zoom
+    if resolved.coarser is not None:
+        attributes["resolutions"] = [(resolution.level, resolution.zoom) for resolution in resolved.resolutions]
     if info.mpp is not None:
         attributes["mpp"] = info.mpp
+        if "zoom" in attributes:
+            own = math.sqrt(info.mpp[0] * info.mpp[1])
+            attributes["mpps"] = [own * resolution.downsample(info) for resolution in resolved.resolutions]
     if info.power is not None:
         attributes["level0_magnification"] = info.power
         attributes["target_magnification"] = info.power / resolved.downsample

@@ -97,6 +97,11 @@ values_of_fields = {
     ),
     "kernel_size": st.one_of(st.none(), st.integers(1), st.lists(st.integers(1), min_size=2, max_size=2)),
     "level": st.one_of(st.none(), st.integers(0, 9)),
+    "mpp": st.one_of(st.none(), st.floats(0.01, 99)),
+    "magnification": st.one_of(st.none(), st.floats(0.01, 99)),
+    "missing_mpp": st.one_of(st.none(), st.floats(0.01, 99)),
+    "levels": st.one_of(st.none(), st.lists(st.integers(0, 9), min_size=1)),
+    "mpps": st.one_of(st.none(), st.lists(st.floats(0.01, 99), min_size=1)),
     "border": st.sampled_from(["pad", "crop"]),
     "background": st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255)),
     "devices": st.one_of(st.none(), st.lists(st.text("cuda:01"), max_size=3)),
@@ -402,20 +407,23 @@ class Wants(sw.StreamCollector):
 def test_the_kernel_is_what_is_given_or_the_collector_s_or_256():
     job = Job(slides="s", out="o", collector="x")
     given = msgspec.structs.replace(job, kernel_size=[64, 32])
-    assert window_of(given, {"": Wants(224)}) == ((64, 32), 0, "")
-    assert window_of(job, {"": Wants(224)}) == (224, 0, "kernel size 224: as the collector wants it")
+    assert window_of(given, {"": Wants(224)}) == ((64, 32), {}, "")
+    assert window_of(job, {"": Wants(224)}) == (224, {}, "kernel size 224: as the collector wants it")
     assert window_of(job, {"": Wants((224, 112))})[0] == (224, 112)
-    assert window_of(job, {"": Wants()}) == (256, 0, "")
+    assert window_of(job, {"": Wants()}) == (256, {}, "")
     assert window_of(job, {"a": Wants(224), "b": Wants()})[0] == 224
     with pytest.raises(sw.ConfigError, match=r"differ in their kernel_size \(a wants 224, b wants 96\): give --kernel-size"):
         window_of(job, {"a": Wants(224), "b": Wants(96)})
 
 
-def test_the_level_is_what_is_given_or_at_the_collector_s_resolution():
+def test_the_resolution_is_what_is_given_or_the_collector_s():
     job = Job(slides="s", out="o", collector="x")
-    assert window_of(job, {"": Wants(mpp=0.5)})[1:] == (sw.LevelAtMpp(0.5), "the level at 0.5 um/px: as the collector wants it")
-    assert window_of(msgspec.structs.replace(job, level=1), {"": Wants(mpp=0.5)})[1] == 1
-    with pytest.raises(sw.ConfigError, match="give --level"):
+    assert window_of(job, {"": Wants(mpp=0.5)})[1:] == ({"mpp": 0.5}, "0.5 um/px: as the collector wants it")
+    silent = msgspec.structs.replace(job, missing_mpp=0.25)
+    assert window_of(silent, {"": Wants(mpp=0.5)})[1] == {"mpp": 0.5, "missing_mpp": 0.25}
+    for own in ({"level": 1}, {"mpp": 1.0}, {"magnification": 10.0}, {"levels": [0, 1]}, {"mpps": [0.5, 2.0]}):
+        assert window_of(msgspec.structs.replace(job, **own), {"": Wants(mpp=0.5)})[1:] == (own, "")
+    with pytest.raises(sw.ConfigError, match="give --mpp or --level"):
         window_of(job, {"a": Wants(mpp=0.5), "b": Wants(mpp=1.0)})
 
 

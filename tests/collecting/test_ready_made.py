@@ -23,7 +23,7 @@ from tests.helpers import BUNDLED, level_image
 
 
 def batch_of(pixels: np.ndarray) -> Batch:
-    n, height, width, _ = pixels.shape
+    n, *_, height, width, _ = pixels.shape
     windows = Grid((width * n, height), (width, height), (width, height), "crop", 1.0).windows(np.arange(n))
     return Batch(pixels, windows, sw.Slide(BUNDLED, "s"), sw.Patient("p", {"s": BUNDLED}))
 
@@ -53,6 +53,11 @@ def test_every_ready_made_collector_keeps_the_contract(name: str, tiles: np.ndar
     found = values(name, tiles)
     assert found.dtype.kind in "biuf" and found.shape == (len(tiles), len(READY_MADE[name]().columns or ()))
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", READY_MADE)
+def test_of_several_resolutions_the_finest_counts(name: str, tiles: np.ndarray) -> None:
+    np.testing.assert_array_equal(values(name, np.stack([tiles, 255 - tiles], axis=1)), values(name, tiles))
 
 
 @pytest.mark.parametrize("name", READY_MADE)

@@ -26,7 +26,7 @@ def batch(bundled: Path) -> sw.Batch:
 
 
 def batch_of(pixels: np.ndarray, bundled: Path) -> sw.Batch:
-    n, height, width, _ = pixels.shape
+    n, *_, height, width, _ = pixels.shape
     windows = Grid((width * n, height), (width, height), (width, height), "crop", 1.0).windows(np.arange(n))
     return sw.Batch(pixels, windows, sw.Slide(bundled, "s"), sw.Patient("p", {"s": bundled}))
 
@@ -36,6 +36,12 @@ def test_pixels_are_uint8_with_channels_first(batch: sw.Batch) -> None:
     assert (tensor.shape, tensor.dtype, tensor.device.type) == ((4, 3, 40, 32), torch.uint8, "cpu")
     assert np.array_equal(tensor.numpy(), batch.pixels.transpose(0, 3, 1, 2))
     assert torch.equal(sw.as_tensor(batch, "cpu", dtype=torch.uint8), tensor)
+
+
+def test_several_resolutions_stay_an_axis(batch: sw.Batch, bundled: Path) -> None:
+    several = batch_of(np.stack([batch.pixels, 255 - batch.pixels], axis=1), bundled)
+    assert np.array_equal(sw.as_tensor(several).numpy(), several.pixels.transpose(0, 1, 4, 2, 3))
+    assert np.array_equal(sw.as_tensor(several, channels_first=False).numpy(), several.pixels)
 
 
 def test_channels_may_come_last(batch: sw.Batch) -> None:

@@ -64,18 +64,18 @@ def test_without_one_the_slide_its_levels_and_the_way_out_are_named() -> None:
         sw.LevelAtMpp(0.5, 0.05)(slide((0.25, 0.25), 1.0, 4.0))
     assert str(failure.value) == (
         "/slides/a.svs has no level within 5 % of 0.5 µm/px; it has level 0 0.25, level 1 1 µm/px: "
-        "give level= a number, or a larger tolerance"
+        "give level= a number, a larger tolerance, or let the loader resample it, with mpp= in place of level="
     )
 
 
 @pytest.mark.parametrize("mpp", [(0.0, 0.0), (-0.5, 0.5), (float("inf"), 0.5), (float("nan"), float("nan"))])
 def test_a_resolution_that_cannot_be_is_refused(mpp: tuple[float, float]) -> None:
-    with pytest.raises(sw.SlideError, match="which cannot be: give level= a number"):
+    with pytest.raises(sw.SlideError, match=r"which is hardly true of level 0.*: give level= a number"):
         sw.LevelAtMpp(0.5)(slide(mpp, 1.0))
 
 
 def test_a_slide_that_says_none_is_refused() -> None:
-    with pytest.raises(sw.SlideError, match=r"a\.svs does not say its resolution.*give level= a number"):
+    with pytest.raises(sw.SlideError, match=r"a\.svs does not say how many micrometres.*give level= a number"):
         sw.LevelAtMpp(0.5)(slide(None, 1.0))
 
 

@@ -17,6 +17,7 @@ from streamwsi.dataset import Slide
 from streamwsi.errors import RegionError
 from streamwsi.geometry import BORDERS, Border
 from streamwsi.loading.read import read_chunk
+from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.slides import SlideReader, open_slide
@@ -92,7 +93,7 @@ def resolve(
         threads=1,
         min_chunk_interval_s=0.0,
     )
-    return resolve_slide(reader, (0, 0), "p1", Slide(path, "H&E"), Choices(level), options)
+    return resolve_slide(reader, (0, 0), "p1", Slide(path, "H&E"), Choices(Wanted(level)), options)
 
 
 def read_chunks(reader: SlideReader, resolved: ResolvedSlide, on_bad_region: OnBadRegion = "fail") -> Iterator[BigChunk]:

@@ -16,6 +16,7 @@ from streamwsi.chunks import Status
 from streamwsi.dataset import Slide
 from streamwsi.errors import ConfigError, MapError
 from streamwsi.loading.read import read_chunk
+from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
 from streamwsi.maps import render as module
 from streamwsi.maps.colours import Scale
@@ -87,7 +88,7 @@ def brightness_of(path: Path, folder: Path, kernel: int = 96, stride: int = 64, 
         on_bad_region="fail", batch_size=32, chunk_px=1 << 22, threads=1, min_chunk_interval_s=0,
     )  # fmt: skip
     with open_slide(path) as reader:
-        slide = resolve_slide(reader, (0, 0), "p", Slide(path, "p"), Choices(level), options)
+        slide = resolve_slide(reader, (0, 0), "p", Slide(path, "p"), Choices(Wanted(level)), options)
         values = np.empty(len(slide.grid()), np.float32)
         for number in range(len(slide.chunks())):
             chunk = read_chunk(reader, slide, number)

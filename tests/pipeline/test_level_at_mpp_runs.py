@@ -22,7 +22,7 @@ def test_a_slide_without_the_resolution_fails_alone_and_a_resume_asks_for_the_sa
     report = pipeline(0.5).run()
     assert report.exit_code == 1
     assert (tmp_path / "out" / "says.csv").exists() and not (tmp_path / "out" / "silent.csv").exists()
-    assert "silent.tif does not say its resolution" in report.to_json().decode()
+    assert "silent.tif does not say how many micrometres a pixel is" in report.to_json().decode()
     defining = json.loads((tmp_path / "out" / "run.json").read_text())["defining"]
     assert defining["level"] == "level nearest to 0.5 µm/px, within 10 %"
     with pytest.raises(

@@ -314,6 +314,14 @@ def test_the_pixels_of_a_big_chunk_are_never_copied(codec: Codec, packed: bool) 
     assert np.shares_memory(next(again.small_chunks()).pixels, again.pixels)
 
 
+def test_a_big_chunk_of_several_resolutions_comes_back_as_it_was_sent(codec: Codec) -> None:
+    packed = big_chunk(packed=True)
+    big = BigChunk(packed.windows, np.stack([packed.pixels, 255 - packed.pixels], axis=1), None, packed.skipped)
+    received, parts = codec.unpack(as_received(codec.pack(*sent(big))))
+    assert isinstance(received, Chunk) and received.axes == "NRYXS"
+    np.testing.assert_array_equal(chunk_of(received, parts).pixels, big.pixels)
+
+
 def test_pixels_that_do_not_lie_in_one_piece_are_sent_all_the_same(codec: Codec) -> None:
     big = big_chunk(packed=False)
     within = np.zeros((big.pixels.shape[0], big.pixels.shape[1] + 5, 3), np.uint8)

@@ -126,6 +126,11 @@ class ModelCollector(StreamCollector):
 
         from streamwsi.collecting.models.running import activated, model_pixels
 
+        if batch.pixels.ndim != 4:
+            raise ModelError(
+                f"{self.path}: the model takes windows of one resolution, got pixels {batch.pixels.shape} of several: give the "
+                "loader mpp= or level=, or write a collector that puts them together"
+            )
         loaded = self._loaded
         dtype = torch.float32 if self.autocast else loaded.dtype
         pixels = model_pixels(batch, loaded.device, dtype, self.resize, self.mean, self.std)

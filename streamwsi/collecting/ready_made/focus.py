@@ -37,12 +37,12 @@ class FocusCollector(StreamCollector):
 
     def process(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Variances over each window; sums are integers, and exact."""
-        n, height, width, _ = batch.pixels.shape
+        n, height, width, _ = batch.finest.shape
         places = (height - 2) * (width - 2)
         if height < 3 or width < 3:
             return np.full((n, 1), np.nan, np.float32)
         sums, squares = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        for which, block in blocks(batch.pixels, overlap_rows=2):
+        for which, block in blocks(batch.finest, overlap_rows=2):
             edges = laplacian(luma(block))
             sums[which] += edges.sum(axis=(1, 2), dtype=np.int64)
             wide = edges.astype(np.int32)

@@ -27,4 +27,4 @@ class HematoxylinCollector(StreamCollector):
 
     def process(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Mean density over each window."""
-        return mean_densities(batch.pixels, slice(0, 1))
+        return mean_densities(batch.finest, slice(0, 1))

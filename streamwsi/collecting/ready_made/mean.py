@@ -19,9 +19,9 @@ class MeanCollector(StreamCollector):
 
     def process(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Means over the window, exact: sums are integers."""
-        n, height, width, _ = batch.pixels.shape
+        n, height, width, _ = batch.finest.shape
         # Down the rows first: long contiguous lines, twenty times as fast as pixel by pixel. 2^24 rows fit into 32 bits.
-        columns = batch.pixels.reshape(n, height, width * 3).sum(axis=1, dtype=np.uint32)
+        columns = batch.finest.reshape(n, height, width * 3).sum(axis=1, dtype=np.uint32)
         sums: npt.NDArray[np.uint64] = columns.reshape(n, width, 3).sum(axis=1, dtype=np.uint64)
         means: npt.NDArray[np.float64] = sums / float(height * width)
         return means

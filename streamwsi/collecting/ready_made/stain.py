@@ -33,4 +33,4 @@ class StainCollector(StreamCollector):
 
     def process(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Mean densities over each window."""
-        return mean_densities(batch.pixels, slice(0, 3))
+        return mean_densities(batch.finest, slice(0, 3))

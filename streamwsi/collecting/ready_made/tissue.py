@@ -46,9 +46,9 @@ class TissueCollector(StreamCollector):
 
     def process(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Shares over each window."""
-        n, height, width, _ = batch.pixels.shape
+        n, height, width, _ = batch.finest.shape
         counts = np.zeros(n, np.int64)
-        for which, block in blocks(batch.pixels):
+        for which, block in blocks(batch.finest):
             red, green, blue = planes(block)
             chroma = np.maximum(red, green)
             np.maximum(chroma, blue, out=chroma)

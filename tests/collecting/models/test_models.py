@@ -95,7 +95,7 @@ def pixels() -> np.ndarray:
 
 
 def batch_of(pixels: np.ndarray) -> sw.Batch:
-    n, height, width, _ = pixels.shape
+    n, *_, height, width, _ = pixels.shape
     windows = Grid((width * n, height), (width, height), (width, height), "crop", 1.0).windows(np.arange(n))
     return sw.Batch(pixels.copy(), windows, sw.Slide(BUNDLED, "s"), sw.Patient("p", {"s": BUNDLED}))
 
@@ -139,6 +139,11 @@ def test_a_model_gives_what_it_gives_in_pytorch(kind: Any, file: str, folder: Pa
     assert rows.dtype == np.float32 and rows.shape == (5, 3)
     np.testing.assert_allclose(rows, expected(pixels), rtol=1e-4, atol=1e-5)
     assert np.ptp(rows, axis=0).min() > 1e-3  # the windows differ, so that rows in another order would be seen
+
+
+def test_several_resolutions_are_refused(folder: Path, pixels: np.ndarray) -> None:
+    with pytest.raises(sw.ModelError, match="takes windows of one resolution"):
+        of(sw.TorchScriptCollector(folder / "model.pt"), np.stack([pixels, pixels], axis=1))
 
 
 @BOTH

@@ -9,7 +9,6 @@ ordered ahead, and no further: a slow user slows them.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 import weakref
@@ -20,22 +19,20 @@ from typing import Any
 
 from streamwsi.chunks import Batch, BigChunk, MixedBatch, SmallChunk
 from streamwsi.collecting.ahead import Ahead, ChunkWork
-from streamwsi.collecting.spec import Shipped, ship
 from streamwsi.config import (
     CHUNK_PX,
     TILE_CACHE_BYTES,
     Transport,
     at_least,
-    available_cpus,
     count,
     one_of,
 )
 from streamwsi.dataset import Patient
 from streamwsi.errors import CollectorError, ConfigError, RunError, SlideError, StreamwsiError, WorkerDied
-from streamwsi.loading.resolve import ReadingOptions
-from streamwsi.loading.sliding_window import SlidingWindowLoader
+from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.decisions import DEATHS_OF_POISON, CloseSlide, Read, Resolve, SlideKey
 from streamwsi.pipeline.processes import Worker, describe_exit
+from streamwsi.pipeline.reading import chunk_bytes, loader_startup, loaders_and_threads
 from streamwsi.pipeline.stream_crew import Crew, CrewOptions
 from streamwsi.pipeline.stream_mixer import Mixer
 from streamwsi.pipeline.stream_order import Draw, random_of
@@ -46,8 +43,6 @@ from streamwsi.wire.messages import PatientRef, chunk_of
 
 OPEN_SLIDES = 64
 """Slides that the chunks of a shuffled stream are drawn from at a time."""
-_THREADS_OF_A_LOADER = 8
-"""More decode threads than these would wait for each other in Python's interpreter."""
 _CUT_AHEAD = 2
 """Chunks that are being cut into batches: the one that the user has, and the next."""
 _LAST_WORDS_S = 1.0
@@ -87,11 +82,12 @@ class StreamReport:
 
 
 def stream(
-    loader: SlidingWindowLoader,
+    loader: WindowLoader,
     *,
     batch_size: int = 32,
     shuffle: int | None = None,
     pool_chunks: int = 8,
+    new_draw: bool = False,
     shard: tuple[int, int] | None = None,
     on_bad_slide: str = "raise",
     loaders: int | None = None,
@@ -119,6 +115,8 @@ def stream(
         slides, and windows are drawn from `pool_chunks` of them. Each pass has an order of its own, with the same windows.
     pool_chunks
         How many chunks those are: more mix better, and take more memory.
+    new_draw
+        A sampler that draws windows at random draws anew for each pass (``sampler.at_epoch`` of the pass's number).
     shard
         (rank, world): only every world-th chunk, from number rank on, so that `world` processes share the windows out. All must
         be given the same options. Their numbers of windows differ, by the windows of a chunk or more.
@@ -146,16 +144,16 @@ def stream(
 
     Raises ConfigError naming the value that cannot work.
     """
-    if not isinstance(loader, SlidingWindowLoader):
-        raise ConfigError(f"loader must be a SlidingWindowLoader, got {type(loader).__name__}")
-    loaders = -(-available_cpus() // _THREADS_OF_A_LOADER) if loaders is None else count(loaders, "loaders")
-    threads = max(1, available_cpus() // loaders) if threads is None else count(threads, "threads")
+    if not isinstance(loader, WindowLoader):
+        raise ConfigError(f"loader must be a WindowLoader, got {type(loader).__name__}")
+    loaders, threads = loaders_and_threads(loaders, threads)
     return Stream(
         loader,
         StreamOptions(
             batch_size=count(batch_size, "batch_size"),
             shuffle=None if shuffle is None else _seed(shuffle),
             pool_chunks=count(pool_chunks, "pool_chunks"),
+            new_draw=bool(new_draw),
             shard=_shard(shard),
             skip_bad_slides=one_of(on_bad_slide, ("raise", "skip"), "on_bad_slide") == "skip",
             loaders=loaders,
@@ -176,6 +174,7 @@ class StreamOptions:
     batch_size: int
     shuffle: int | None
     pool_chunks: int
+    new_draw: bool
     shard: tuple[int, int]
     skip_bad_slides: bool
     loaders: int
@@ -202,7 +201,7 @@ class Stream:
     A forked process may iterate over a stream that it has inherited, not go on with a pass.
     """
 
-    def __init__(self, loader: SlidingWindowLoader, options: StreamOptions) -> None:
+    def __init__(self, loader: WindowLoader, options: StreamOptions) -> None:
         self.loader = loader
         self.options = options
         self.epoch = 0
@@ -218,7 +217,7 @@ class Stream:
         epoch, self.epoch = self.epoch, self.epoch + 1
         crew, self._idle = self._idle, None
         if crew is None or not crew.is_open:
-            crew = Crew(self._crew_options())
+            crew = Crew(self._crew_options(epoch))
         self._tally = _Tally(epoch)
         begun = Pass(self.loader, self.options, crew, self._tally, weakref.WeakMethod(self._keep))
         self._passes.add(begun)
@@ -255,34 +254,26 @@ class Stream:
 
     def _keep(self, crew: Crew) -> bool:
         """Take the crew of a pass that is through, for the next one; False where none is to be kept."""
-        if not self._keeps or self._idle is not None or not crew.is_open:
+        if not self._keeps or self.options.new_draw or self._idle is not None or not crew.is_open:
             return False
         self._idle = crew
         return True
 
-    def _crew_options(self) -> CrewOptions:
-        loader, options = self.loader, self.options
-        shipped: Shipped | None = ship(loader.level, "the level callable") if callable(loader.level) else None
+    def _crew_options(self, epoch: int) -> CrewOptions:
+        options = self.options
         return CrewOptions(
             loaders=options.loaders,
-            reading=ReadingOptions(
-                kernel=loader.kernel_size,
-                stride=loader.stride,
-                border=loader.border,
-                background=loader.background,
-                reader=loader.reader,
-                on_bad_region=loader.on_bad_region,
+            startup=loader_startup(
+                self.loader,
                 batch_size=options.batch_size,
                 chunk_px=options.chunk_px,
                 threads=options.threads,
-                min_chunk_interval_s=0.0,
                 tile_cache_bytes=options.tile_cache_bytes,
+                epoch=epoch if options.new_draw else None,
             ),
-            level=0 if callable(loader.level) else loader.level,
-            shipped_level=shipped,
             transport=options.transport,
             n_slots=options.n_slots,
-            chunk_bytes=3 * max(options.chunk_px, math.prod(loader.kernel_size)),
+            chunk_bytes=chunk_bytes(self.loader, options.chunk_px),
         )
 
 
@@ -306,7 +297,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
 
     def __init__(
         self,
-        loader: SlidingWindowLoader,
+        loader: WindowLoader,
         options: StreamOptions,
         crew: Crew,
         tally: _Tally,
@@ -547,7 +538,7 @@ def _end(crew: Crew, cutter: Ahead | Mixer) -> None:
         cutter.close()
 
 
-def _again(loader: SlidingWindowLoader, options: StreamOptions, epoch: int) -> Stream:
+def _again(loader: WindowLoader, options: StreamOptions, epoch: int) -> Stream:
     stream = Stream(loader, options)
     stream.epoch = epoch
     return stream

@@ -19,11 +19,10 @@ import msgspec
 import numpy as np
 
 from streamwsi.chunks import BigChunk, UInt8Array
-from streamwsi.collecting.spec import Shipped
 from streamwsi.config import Transport
-from streamwsi.loading.resolve import ReadingOptions
 from streamwsi.pipeline.child import Startup
 from streamwsi.pipeline.processes import Processes, Worker
+from streamwsi.pipeline.reading import LoaderStartup
 from streamwsi.pipeline.slots import Slots
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.wire import messages
@@ -44,9 +43,7 @@ class CrewOptions:
     """What a crew is made of."""
 
     loaders: int
-    reading: ReadingOptions
-    level: int
-    shipped_level: Shipped | None
+    startup: LoaderStartup
     transport: Transport
     n_slots: int
     chunk_bytes: int
@@ -127,7 +124,7 @@ class Crew:
         """Have a loader read a chunk, into a slot if one is free."""
         self._return_slots()
         slot = None if self._memory is None else self._slots.take(lease, name)
-        self.tell(name, messages.ReadChunk(lease, slide, chunk, slot))
+        self.tell(name, messages.ReadChunk(lease, slide.for_chunk(chunk), chunk, slot))
 
     def send(self, name: str, lease: int, patient: PatientRef) -> None:
         """Have a loader send a chunk that lies in no slot."""
@@ -217,14 +214,14 @@ class Crew:
 
     def _start(self, number: int, incarnation: int) -> None:
         name = f"loader-{number}.{incarnation}"
-        options = self._options
+        loader = self._options.startup
         startup = Startup(
             role="loader",
             name=name,
             address=self._sockets(),
-            options=msgspec.msgpack.encode(options.reading),
-            level=options.level,
-            shipped=None if options.shipped_level is None else msgspec.msgpack.encode(options.shipped_level),
+            options=msgspec.msgpack.encode(loader.reading),
+            level=loader.level,
+            shipped=None if loader.choices is None else msgspec.msgpack.encode(loader.choices),
             box=make_box(),
             slots=self._spec,
         )

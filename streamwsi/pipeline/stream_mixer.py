@@ -32,7 +32,7 @@ class _Member(NamedTuple):
     work: ChunkWork
     rows: list[int]
     """Its windows that could be read."""
-    table: Int64Array
+    windows: Windows
     """All its windows."""
 
 
@@ -49,7 +49,8 @@ class _Filling:
     """A batch to be."""
 
     pixels: UInt8Array
-    windows: list[Int64Array] = field(default_factory=list)
+    margin: int
+    rows: list[tuple[Windows, int]] = field(default_factory=list)
     slides: list[Slide] = field(default_factory=list)
     patients: list[Patient] = field(default_factory=list)
     copied: Future[None] | None = None
@@ -57,8 +58,20 @@ class _Filling:
     def batch(self) -> MixedBatch:
         if self.copied is not None:
             self.copied.result()
-        windows = Windows.from_table(np.stack(self.windows))
-        return MixedBatch(self.pixels[: len(windows)], windows, tuple(self.slides), tuple(self.patients))
+        windows = _together(self.rows)
+        return MixedBatch(self.pixels[: len(windows)], windows, tuple(self.slides), tuple(self.patients), self.margin)
+
+
+def _together(rows: list[tuple[Windows, int]]) -> Windows:
+    """Windows of several tables, as one. What a label is called is that of its own slide: numbers of several differ."""
+
+    def column(name: str) -> Int64Array:
+        return np.array([getattr(table, name)[row] for table, row in rows], np.int64)
+
+    labels = [table.label_at(row) for table, row in rows]
+    names = tuple(sorted({name for name in labels if name is not None}))
+    code = None if not names else np.array([-1 if name is None else names.index(name) for name in labels], np.int64)
+    return Windows(column("index"), column("start"), column("xy"), column("size"), code, names)
 
 
 class Mixer:
@@ -89,7 +102,7 @@ class Mixer:
         """Another chunk for the pool."""
         rows = work.chunk.readable_rows.tolist()
         if rows:
-            self._members[work.lease] = _Member(work, rows, work.chunk.windows.table())
+            self._members[work.lease] = _Member(work, rows, work.chunk.windows)
             self._draw.add(work.lease, len(rows))
 
     def end(self) -> None:
@@ -130,22 +143,21 @@ class Mixer:
 
     def _place(self, member: _Member, part: int) -> None:
         """Have a window copied into the batch that it goes into."""
-        row = member.rows[part]
-        window = member.table[row]
-        width, height = int(window[5]), int(window[6])
-        filling = self._filling.get((width, height))
+        chunk, row = member.work.chunk, member.rows[part]
+        width, height = size = chunk.size_px(row)
+        filling = self._filling.get(size)
         if filling is None:
             if len(self._filling) == _MOST_SIZES:
                 self._finish(next(iter(self._filling)))
             shape = (self._batch_size, height, width, 3)
-            filling = _Filling(self._memory.take(self._batch_size * height * width * 3).reshape(shape))
-            self._filling[width, height] = filling
-        self._copies.append(_Copy(member.work.chunk, row, filling.pixels[len(filling.windows)]))
-        filling.windows.append(window)
+            filling = _Filling(self._memory.take(self._batch_size * height * width * 3).reshape(shape), chunk.margin)
+            self._filling[size] = filling
+        self._copies.append(_Copy(chunk, row, filling.pixels[len(filling.rows)]))
+        filling.rows.append((member.windows, row))
         filling.slides.append(member.work.slide)
         filling.patients.append(member.work.patient)
-        if len(filling.windows) == self._batch_size:
-            self._finish((width, height))
+        if len(filling.rows) == self._batch_size:
+            self._finish(size)
 
     def _finish(self, size: tuple[int, int]) -> None:
         """A batch has all the windows that it gets."""

@@ -21,6 +21,8 @@ import openslide
 import pytest
 
 import streamwsi as sw
+from streamwsi.sampling.sampler import Places, Sampler
+from streamwsi.sampling.scene import Scene
 from tests.helpers import BAD_TILE, grid_windows, level_image, noise_levels, slide_file, write_tiff
 from tests.pipeline.conftest import leftovers, workers_of
 from tests.pipeline.shared_memory_collectors import lies_in_slot
@@ -141,6 +143,42 @@ def test_single_windows_know_their_slide_and_patient(noisy: sw.Dataset) -> None:
     windows = list(sw.stream(loader_of(noisy, 64)).windows())
     assert sorted((small.patient.id, small.slide.id, small.window.index) for small in windows) == planned(noisy, 64)
     assert windows[0].patient is noisy[0] and windows[0].slide.level_count == 1
+
+
+# ---- windows of a sampler
+
+
+class Drawn(Sampler):
+    """Windows anywhere on the slide, with labels that are called otherwise on each slide, by the epoch."""
+
+    carries_labels = True
+    margin = 5
+
+    def places(self, scene: Scene) -> Places:
+        draws = np.random.default_rng([self.epoch, scene.extent[0]])
+        start = np.unique(draws.integers(-40, np.array(scene.extent) - 30, (60, 2)), axis=0)
+        return Places(draws.permutation(start), draws.integers(-1, 2, len(start)), (scene.slide.id, scene.slide.id * 2))
+
+    def describe(self) -> dict[str, Any]:
+        return {"sampler": "Drawn", "epoch": self.epoch}
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": 0, "new_draw": True}], ids=str)
+def test_windows_of_a_sampler_come_with_margin_and_labels(noisy: sw.Dataset, options: dict[str, Any]) -> None:
+    with sw.stream(sw.WindowLoader(noisy, 48, Drawn()), batch_size=16, chunk_px=1 << 16, **options) as stream:
+        for epoch in range(2):
+            found = {(small.slide.id, small.window.index): small for batch in stream for small in batch}
+            assert len(found) == stream.report.windows == 240
+            for patient in noisy:
+                for slide in patient.slides:
+                    image = level_image(slide.path, 0, margin=100)
+                    opened = sw.Slide(slide.path, slide.id)
+                    scene = Scene(opened, patient.id, (image.shape[1] - 200, image.shape[0] - 200), 1.0, (48, 48))
+                    places = Drawn().at_epoch(epoch if "new_draw" in options else 0).places(scene)
+                    for index, ((x, y), code) in enumerate(zip(places.start.tolist(), places.label.tolist(), strict=True)):
+                        small = found[slide.id, index]
+                        np.testing.assert_array_equal(small.pixels, image[y + 95 : y + 153, x + 95 : x + 153])
+                        assert small.window.label == (None if code < 0 else places.names[code]) and small.margin == 5
 
 
 # ---- shuffled
@@ -546,7 +584,7 @@ def test_options_that_cannot_work_are_refused_before_anything_starts(
 
 
 def test_a_dataset_is_no_loader(noisy: sw.Dataset) -> None:
-    with pytest.raises(sw.ConfigError, match="loader must be a SlidingWindowLoader, got Dataset"):
+    with pytest.raises(sw.ConfigError, match="loader must be a WindowLoader, got Dataset"):
         sw.stream(noisy)  # type: ignore[arg-type]
 
 

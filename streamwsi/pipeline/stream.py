@@ -61,6 +61,7 @@ class BadSlide:
     slide: str
     """The slide's id."""
     reason: str
+    """Why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class Stream:
     through, when the loop is left, when an exception ends it, or when the last reference to it is gone. In a ``with`` block
     they are kept from one pass to the next, until the block is left, which saves their start.
 
-    A forked process may iterate over a stream that it has inherited, not go on with a pass.
+    A forked process may iterate over a stream that it has inherited, not go on with a pass. The `loader` and the `options` that
+    it was made with can be looked at, not changed.
     """
 
     def __init__(self, loader: WindowLoader, options: StreamOptions) -> None:

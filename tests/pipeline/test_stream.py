@@ -153,6 +153,7 @@ class Drawn(Sampler):
 
     carries_labels = True
     margin = 5
+    ballast = b""
 
     def places(self, scene: Scene) -> Places:
         draws = np.random.default_rng([self.epoch, scene.extent[0]])
@@ -179,6 +180,12 @@ def test_windows_of_a_sampler_come_with_margin_and_labels(noisy: sw.Dataset, opt
                         small = found[slide.id, index]
                         np.testing.assert_array_equal(small.pixels, image[y + 95 : y + 153, x + 95 : x + 153])
                         assert small.window.label == (None if code < 0 else places.names[code]) and small.margin == 5
+
+
+def test_a_sampler_may_hold_more_than_a_pipe_does(noisy: sw.Dataset) -> None:
+    sampler = Drawn()
+    sampler.ballast = np.random.default_rng(0).bytes(1 << 20)
+    assert len(list(sw.stream(sw.WindowLoader(noisy, 48, sampler)).windows())) == 240
 
 
 # ---- shuffled

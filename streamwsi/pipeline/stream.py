@@ -221,7 +221,11 @@ class Stream:
         if crew is None or not crew.is_open:
             crew = Crew(self._crew_options(epoch))
         self._tally = _Tally(epoch)
-        begun = Pass(self.loader, self.options, crew, self._tally, weakref.WeakMethod(self._keep))
+        try:
+            begun = Pass(self.loader, self.options, crew, self._tally, weakref.WeakMethod(self._keep))
+        except BaseException:
+            crew.close()
+            raise
         self._passes.add(begun)
         return begun
 

@@ -370,9 +370,8 @@ def script(bundled: Path, folder: Path, code: str) -> subprocess.Popen[str]:
         (signal.SIGINT, "while True: time.sleep(0.05)", -signal.SIGINT),
         (signal.SIGKILL, "while True: time.sleep(0.05)", -signal.SIGKILL),
         (None, "", 0),
-        (None, "os._exit(7)", 7),
     ],
-    ids=["Ctrl-C in a pass", "Ctrl-C beside a pass", "kill -9", "the end of the script", "a hard exit"],
+    ids=["Ctrl-C in a pass", "Ctrl-C beside a pass", "kill -9", "the end of the script"],
 )
 def test_the_end_of_the_users_process_leaves_nothing(
     bundled: Path, tmp_path: Path, number: signal.Signals | None, code: str, expected: int
@@ -470,17 +469,17 @@ def test_a_level_callable_that_raises_ends_the_pass(noisy: sw.Dataset) -> None:
 def test_a_loader_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
     bundled: Path, stride: int, options: dict[str, Any]
 ) -> None:
-    loader = loader_of(sw.Dataset.from_paths([bundled]), 64, stride)
-    expected = contents(sw.stream(loader, chunk_px=1 << 17, **options))
-    stream = sw.stream(loader, chunk_px=1 << 17, max_restarts=6, **options)
+    dataset = sw.Dataset.from_paths([bundled])
+    stream = sw.stream(loader_of(dataset, 64, stride), chunk_px=1 << 17, max_restarts=4, **options)
     found = []
     for number, batch in enumerate(stream):
         found.append(batch)
-        if number in (3, 12, 20):
+        if number in (3, 12):
             for worker in workers_of(os.getpid(), "loader"):
                 worker.kill()
-    assert contents(found) == expected
-    assert stream.report.restarts >= 3
+    assert sorted(keys(found)) == planned(dataset, 64, stride)
+    assert check_pixels(found, 64, stride) == len(keys(found))
+    assert stream.report.restarts == 2 * options.get("loaders", 1)
 
 
 def test_loaders_that_die_too_often_end_the_pass(bundled: Path) -> None:
@@ -548,22 +547,6 @@ def test_a_stream_can_be_pickled(noisy: sw.Dataset) -> None:
         assert keys(stream) != expected
     again.epoch -= 1
     assert keys(again) == expected
-
-
-def test_batches_go_through_a_torch_dataloader(bundled: Path) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'streamwsi[torch]'")
-
-    class Windows(torch.utils.data.IterableDataset):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            self.stream = sw.stream(loader_of(sw.Dataset.from_paths([bundled]), 256), shuffle=0, **FINE)
-
-        def __iter__(self) -> Iterator[Any]:
-            return (torch.from_numpy(batch.pixels) for batch in self.stream)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tensors = list(torch.utils.data.DataLoader(Windows(), batch_size=None))
-    assert sum(len(tensor) for tensor in tensors) == 9 * 12 and tensors[0].dtype == torch.uint8
 
 
 # ---- options

@@ -29,7 +29,7 @@ import tifffile
 import streamwsi as sw
 from benchmarks.collectors import Touch, touch
 from benchmarks.measure import Timing, available_cpus
-from benchmarks.slides import TILE_PX
+from benchmarks.slides import BUNDLED, TILE_PX
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 
@@ -261,11 +261,19 @@ def _data_loader_s(path: Path, windows: Sequence[tuple[int, int]], kernel: int) 
 # ---- windows under a mask
 
 
-def tissue_windows(path: Path, kernel: int, n_windows: int) -> list[tuple[int, int]]:
-    """(x, y) of windows side by side, row by row, at least half of which is tissue: of a region of about `n_windows`."""
-    windows = np.array(region_windows(path, kernel, kernel, n_windows), np.int64)
-    tissue = sw.TissueMask(path, max_px=2048).coverage(windows, np.full_like(windows, kernel)) >= 0.5
-    return [(x, y) for x, y in windows[tissue].tolist()]
+def tissue_windows(path: Path, kernel: int) -> list[tuple[int, int]]:
+    """(x, y) of windows side by side, row by row, at least half of which is tissue.
+
+    The slides built here are tissue from edge to edge; what is taken for it has the outlines that the bundled slide's has,
+    stretched over the whole slide.
+    """
+    with openslide.OpenSlide(path) as slide:
+        width, height = slide.dimensions
+    shape = sw.TissueMask(BUNDLED, mpp=4).array
+    mask = sw.Mask(shape, scale=(width / shape.shape[1], height / shape.shape[0]), offset=(0, 0))
+    across, down = np.arange(0, width - kernel + 1, kernel), np.arange(0, height - kernel + 1, kernel)
+    windows = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+    return [(x, y) for x, y in windows[mask.coverage(windows, np.full_like(windows, kernel)) >= 0.5].tolist()]
 
 
 class Given(Sampler):

@@ -35,8 +35,6 @@ from benchmarks.watching import first_commit_seconds, heatmap_command, help_seco
 
 N_WINDOWS = {(256, 256): 4096, (256, 128): 2048, (512, 256): 1024}
 """How many windows the window-by-window readers are given: some seconds' worth."""
-N_MASKED = 16384
-"""Of how many windows those on tissue are chosen."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,16 @@ def overlap(setting: Setting) -> Outcome:
 
 def masked(setting: Setting) -> Outcome:
     """Windows of 256 px on tissue, in the process that uses them: ``sw.stream`` against DataLoader over OpenSlide."""
-    large, single = setting.slides.large, setting.slides.single
-    windows = tissue_windows(large, 256, N_MASKED // (16 if setting.brief else 1))
+    quarter, single = setting.slides.quarter, setting.slides.single
+    windows = tissue_windows(quarter, 256)
     contestants: dict[str, Callable[[], Timing]] = {
-        "sw.stream": partial(stream_here, large, windows, 256),
-        "sw.stream, shuffled": partial(stream_here, large, windows, 256, shuffle=0),
+        "sw.stream": partial(stream_here, quarter, windows, 256),
+        "sw.stream, shuffled": partial(stream_here, quarter, windows, 256, shuffle=0),
         "sw.stream, one window": partial(stream_here, single, [(0, 0)], 256),
     }
     if HAS_TORCH:
-        contestants["DataLoader"] = partial(data_loader_over, large, windows, 256)
-    taken = setting.race(contestants, large)
+        contestants["DataLoader"] = partial(data_loader_over, quarter, windows, 256)
+    taken = setting.race(contestants, quarter)
     ours, shuffled, start = taken["sw.stream"], taken["sw.stream, shuffled"], taken["sw.stream, one window"]
     rows = []
     if HAS_TORCH:

@@ -277,14 +277,14 @@ def tissue_windows(path: Path, kernel: int) -> list[tuple[int, int]]:
 
 
 class Given(Sampler):
-    """Windows that were chosen beforehand."""
+    """Windows side by side that were chosen beforehand."""
 
-    def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
-        self._start = np.array(windows, np.int64)
+    def __init__(self, windows: Sequence[tuple[int, int]], kernel: int) -> None:
+        self._start, self._kernel = np.array(windows, np.int64), kernel
 
     def places(self, scene: Scene) -> Places:
         """All of them."""
-        return Places(self._start)
+        return Places(self._start, stride=(self._kernel, self._kernel))
 
     def describe(self) -> dict[str, Any]:
         """Nothing is written that it would have to be compared with."""
@@ -297,7 +297,7 @@ def stream_here(path: Path, windows: Sequence[tuple[int, int]], kernel: int, **o
     Includes starting and ending the loaders and opening the slide; not finding the tissue.
     """
     windows_here = sw.stream(
-        sw.WindowLoader(sw.Dataset.from_paths([path]), kernel, Given(windows)), batch_size=BATCH_SIZE, **options
+        sw.WindowLoader(sw.Dataset.from_paths([path]), kernel, Given(windows, kernel)), batch_size=BATCH_SIZE, **options
     )
     begun = time.perf_counter()
     there = 0

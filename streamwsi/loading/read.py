@@ -27,7 +27,8 @@ def read_chunk(
     """
     chunk = resolved.blank_chunk(number, memory)
     try:
-        reader.read_parts(resolved.level, _parts(chunk), own_rectangle(resolved, number))
+        own = None if _are_whole_tiles(resolved, chunk) else own_rectangle(resolved, number)
+        reader.read_parts(resolved.level, _parts(chunk), own)
     except RegionError:
         if on_bad_region == "fail":
             raise
@@ -53,6 +54,15 @@ def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
     left, right = own(grid.xs, grid.kernel[0], first_column, last_column)
     top, bottom = own(grid.ys, grid.kernel[1], first_row, last_row)
     return left, top, right, bottom
+
+
+def _are_whole_tiles(resolved: ResolvedSlide, chunk: BigChunk) -> bool:
+    """Whether a sampler's windows, on a grid without overlap, consist of whole tiles: then no other needs any of those."""
+    tile = resolved.info.tile_sizes[resolved.level]
+    if resolved.sample is None or tile is None or resolved.margin:
+        return False
+    apart = all(step >= side for step, side in zip(resolved.stride, resolved.kernel, strict=True))
+    return apart and not (chunk.corners % tile).any() and not (chunk.windows.size % tile).any()
 
 
 def _parts(chunk: BigChunk) -> list[Part]:

@@ -130,16 +130,16 @@ def overlap(setting: Setting) -> Outcome:
 
 def masked(setting: Setting) -> Outcome:
     """Windows of 256 px on tissue, in the process that uses them: ``sw.stream`` against DataLoader over OpenSlide."""
-    quarter, single = setting.slides.quarter, setting.slides.single
-    windows = tissue_windows(quarter, 256)
+    large, single = setting.slides.large, setting.slides.single
+    windows = tissue_windows(large, 256)
     contestants: dict[str, Callable[[], Timing]] = {
-        "sw.stream": partial(stream_here, quarter, windows, 256),
-        "sw.stream, shuffled": partial(stream_here, quarter, windows, 256, shuffle=0),
+        "sw.stream": partial(stream_here, large, windows, 256),
+        "sw.stream, shuffled": partial(stream_here, large, windows, 256, shuffle=0),
         "sw.stream, one window": partial(stream_here, single, [(0, 0)], 256),
     }
     if HAS_TORCH:
-        contestants["DataLoader"] = partial(data_loader_over, quarter, windows, 256)
-    taken = setting.race(contestants, quarter)
+        contestants["DataLoader"] = partial(data_loader_over, large, windows, 256)
+    taken = setting.race(contestants, large)
     ours, shuffled, start = taken["sw.stream"], taken["sw.stream, shuffled"], taken["sw.stream, one window"]
     rows = []
     if HAS_TORCH:

@@ -53,7 +53,7 @@ def main(
     click.echo(f"{about['cpu']}, {about['cpus']} processors, Python {about['python']}, {platform.system()}")
     click.echo(f"slide of {width} x {height} px; slides are kept in {folder}")
     if not HAS_TORCH:
-        click.echo("PyTorch is not installed: nothing is compared with its DataLoader (aims 2, 3 and 4)")
+        click.echo("PyTorch is not installed: nothing is compared with its DataLoader (aims 2, 3, 4 and 13)")
     outcomes = {}
     for name in only or EXPERIMENTS:
         doc = (EXPERIMENTS[name].__doc__ or "").splitlines()[0]

@@ -29,7 +29,9 @@ import tifffile
 import streamwsi as sw
 from benchmarks.collectors import Touch, touch
 from benchmarks.measure import Timing, available_cpus
-from benchmarks.slides import TILE_PX
+from benchmarks.slides import BUNDLED, TILE_PX
+from streamwsi.sampling.sampler import Places, Sampler
+from streamwsi.sampling.scene import Scene
 
 BATCH_SIZE = 32
 REGION_WIDTH_PX = 8192
@@ -237,14 +239,75 @@ def data_loader(path: Path, kernel: int, stride: int, n_windows: int) -> Timing:
 
     Includes starting its workers and opening the slide in each; not the import of PyTorch. Writes nothing.
     """
+    windows = region_windows(path, kernel, stride, n_windows)
+    return Timing(_data_loader_s(path, windows, kernel), len(windows), _region_px(windows, kernel))
+
+
+def data_loader_over(path: Path, windows: Sequence[tuple[int, int]], kernel: int) -> Timing:
+    """The same over given windows, none of which overlap."""
+    return Timing(_data_loader_s(path, windows, kernel), len(windows), len(windows) * kernel**2)
+
+
+def _data_loader_s(path: Path, windows: Sequence[tuple[int, int]], kernel: int) -> float:
     from torch.utils.data import DataLoader
 
-    windows = region_windows(path, kernel, stride, n_windows)
     begun = time.perf_counter()
     loader = DataLoader(OpenSlideWindows(path, windows, kernel), batch_size=BATCH_SIZE, num_workers=available_cpus())
     for batch in loader:
         touch(batch.numpy())
-    return Timing(time.perf_counter() - begun, len(windows), _region_px(windows, kernel))
+    return time.perf_counter() - begun
+
+
+# ---- windows under a mask
+
+
+def tissue_windows(path: Path, kernel: int) -> list[tuple[int, int]]:
+    """(x, y) of windows side by side, row by row, at least half of which is tissue.
+
+    The slides built here are tissue from edge to edge; what is taken for it has the outlines that the bundled slide's has,
+    stretched over the whole slide.
+    """
+    with openslide.OpenSlide(path) as slide:
+        width, height = slide.dimensions
+    shape = sw.TissueMask(BUNDLED, mpp=4).array
+    mask = sw.Mask(shape, scale=(width / shape.shape[1], height / shape.shape[0]), offset=(0, 0))
+    across, down = np.arange(0, width - kernel + 1, kernel), np.arange(0, height - kernel + 1, kernel)
+    windows = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+    return [(x, y) for x, y in windows[mask.coverage(windows, np.full_like(windows, kernel)) >= 0.5].tolist()]
+
+
+class Given(Sampler):
+    """Windows side by side that were chosen beforehand."""
+
+    def __init__(self, windows: Sequence[tuple[int, int]], kernel: int) -> None:
+        self._start, self._kernel = np.array(windows, np.int64), kernel
+
+    def places(self, scene: Scene) -> Places:
+        """All of them."""
+        return Places(self._start, stride=(self._kernel, self._kernel))
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing is written that it would have to be compared with."""
+        return {}
+
+
+def stream_here(path: Path, windows: Sequence[tuple[int, int]], kernel: int, **options: Any) -> Timing:
+    """``sw.stream`` over given windows, none of which overlap, with defaults; batches are touched in this process.
+
+    Includes starting and ending the loaders and opening the slide; not finding the tissue.
+    """
+    windows_here = sw.stream(
+        sw.WindowLoader(sw.Dataset.from_paths([path]), kernel, Given(windows, kernel)), batch_size=BATCH_SIZE, **options
+    )
+    begun = time.perf_counter()
+    there = 0
+    for batch in windows_here:
+        touch(batch.pixels)
+        there += len(batch)
+    seconds = time.perf_counter() - begun
+    if there != len(windows):
+        raise RuntimeError(f"the stream gave {there} windows of {len(windows)}")
+    return Timing(seconds, there, there * kernel**2)
 
 
 # ---- another transport

@@ -16,13 +16,16 @@ from benchmarks.collectors import Device, Features, Touch
 from benchmarks.contestants import (
     HAS_TORCH,
     data_loader,
+    data_loader_over,
     decode_in_processes,
     decode_in_threads,
     openslide_loop,
     queue_transport,
     stream,
     stream_apart,
+    stream_here,
     stream_to_several,
+    tissue_windows,
 )
 from benchmarks.measure import Outcome, Row, Spread, Timing, best, interleaved, mpx_per_s, ratio, without
 from benchmarks.profile import Profile, profile_run
@@ -123,6 +126,31 @@ def overlap(setting: Setting) -> Outcome:
         over = ratio(taken[f"streamwsi, {shape}"], taken[f"OpenSlide loop, {shape}"])
         rows.append(Row("", f"{shape}: end to end ÷ plain OpenSlide loop", over))
     return Outcome(rows + _tiles_row("256/128", taken["streamwsi, 256/128"]), taken)
+
+
+def masked(setting: Setting) -> Outcome:
+    """Windows of 256 px on tissue, in the process that uses them: ``sw.stream`` against DataLoader over OpenSlide."""
+    large, single = setting.slides.large, setting.slides.single
+    windows = tissue_windows(large, 256)
+    contestants: dict[str, Callable[[], Timing]] = {
+        "sw.stream": partial(stream_here, large, windows, 256),
+        "sw.stream, shuffled": partial(stream_here, large, windows, 256, shuffle=0),
+        "sw.stream, one window": partial(stream_here, single, [(0, 0)], 256),
+    }
+    if HAS_TORCH:
+        contestants["DataLoader"] = partial(data_loader_over, large, windows, 256)
+    taken = setting.race(contestants, large)
+    ours, shuffled, start = taken["sw.stream"], taken["sw.stream, shuffled"], taken["sw.stream, one window"]
+    rows = []
+    if HAS_TORCH:
+        theirs = taken["DataLoader"]
+        rows = [
+            Row("13", "256 px on tissue: sw.stream ÷ DataLoader over OpenSlide", ratio(ours, theirs), aim=4),
+            Row("", "  the same without a pass's start and end", ratio(without(ours, start), theirs)),
+            Row("", "  shuffled (DataLoader reads in order)", ratio(shuffled, theirs)),
+        ]
+    rows.append(Row("", "  start and end: a pass over one window", Spread.of(timing.seconds for timing in start), "s"))
+    return Outcome(rows, taken)
 
 
 def tiles(setting: Setting) -> Outcome:
@@ -261,5 +289,18 @@ def profile(setting: Setting) -> Outcome:
 
 EXPERIMENTS: dict[str, Callable[[Setting], Outcome]] = {
     experiment.__name__: experiment
-    for experiment in (throughput, overlap, tiles, many, devices, several, features, scheduler, memory, startup, profile)
+    for experiment in (
+        throughput,
+        overlap,
+        masked,
+        tiles,
+        many,
+        devices,
+        several,
+        features,
+        scheduler,
+        memory,
+        startup,
+        profile,
+    )
 }

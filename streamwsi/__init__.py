@@ -19,7 +19,7 @@ from streamwsi._version import __version__
 if TYPE_CHECKING:
     from streamwsi.arrays.aggregator import Aggregator
     from streamwsi.arrays.sampler import ArraySampler
-    from streamwsi.chunks import Batch, BigChunk, ProcessedPiece, SmallChunk, Status
+    from streamwsi.chunks import Batch, BigChunk, MixedBatch, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
     from streamwsi.collecting.models import ExportedProgramCollector, ModelCollector, TorchScriptCollector
     from streamwsi.collecting.ready_made import (
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from streamwsi.maps.render import render, render_all
     from streamwsi.pipeline.pipeline import Pipeline
     from streamwsi.pipeline.report import Report
+    from streamwsi.pipeline.stream import Stream, StreamReport, stream
     from streamwsi.regions.annotations import read_annotations
     from streamwsi.regions.geojson import write_geojson
     from streamwsi.regions.mask import Mask
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "arrays.aggregator": ("Aggregator",),
     "arrays.sampler": ("ArraySampler",),
-    "chunks": ("Batch", "BigChunk", "ProcessedPiece", "SmallChunk", "Status"),
+    "chunks": ("Batch", "BigChunk", "MixedBatch", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),
     "collecting.models": ("ExportedProgramCollector", "ModelCollector", "TorchScriptCollector"),
     "collecting.ready_made": (
@@ -114,6 +115,7 @@ _WHERE = {
     "maps.render": ("render", "render_all"),
     "pipeline.pipeline": ("Pipeline",),
     "pipeline.report": ("Report",),
+    "pipeline.stream": ("Stream", "StreamReport", "stream"),
     "regions.annotations": ("read_annotations",),
     "regions.geojson": ("write_geojson",),
     "regions.mask": ("Mask",),

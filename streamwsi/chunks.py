@@ -45,9 +45,13 @@ class SmallChunk:
     """Where it lies."""
     pixels: UInt8Array
     """(height, width, 3) uint8, RGB, with its margin; of several resolutions (r, height, width, 3), all around one centre, the
-    finest first. A view into its big chunk."""
+    finest first. A view into its big chunk, or into its batch."""
     margin: int = 0
     """Pixels on each side that belong to what lies around the window."""
+    slide: Slide | None = None
+    """The slide it is of; None where a chunk is cut that does not say."""
+    patient: Patient | None = None
+    """Whose slide it is."""
 
     def __post_init__(self) -> None:
         expected = (self.window.height + 2 * self.margin, self.window.width + 2 * self.margin, 3)
@@ -76,7 +80,51 @@ class Batch:
         return len(self.windows)
 
     def __iter__(self) -> Iterator[SmallChunk]:
-        return (SmallChunk(window, self.pixels[row], self.margin) for row, window in enumerate(self.windows))
+        for row, window in enumerate(self.windows):
+            yield SmallChunk(window, self.pixels[row], self.margin, self.slide, self.patient)
+
+    @property
+    def finest(self) -> UInt8Array:
+        """(n, height, width, 3) uint8, RGB: the pixels of the finest resolution, where there are several, a view; else all."""
+        return self.pixels if self.pixels.ndim == 4 else self.pixels[:, 0]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The label of each window, where a sampler has given it one; else None."""
+        return self.windows.labels
+
+    @property
+    def slides(self) -> tuple[Slide, ...]:
+        """The slide of each row, as a :class:`MixedBatch` has them."""
+        return (self.slide,) * len(self)
+
+    @property
+    def patients(self) -> tuple[Patient, ...]:
+        """The patient of each row."""
+        return (self.patient,) * len(self)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedBatch:
+    """Windows of several big chunks, and of several slides perhaps, stacked for a model; all of one size."""
+
+    pixels: UInt8Array
+    """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for."""
+    windows: Windows
+    """Their windows, in the rows' order."""
+    slides: tuple[Slide, ...]
+    """The slide of each row, with what its reader says."""
+    patients: tuple[Patient, ...]
+    """The patient of each row, with records."""
+    margin: int = 0
+    """Pixels on each side of a window's that belong to what lies around it."""
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[SmallChunk]:
+        for row, window in enumerate(self.windows):
+            yield SmallChunk(window, self.pixels[row], self.margin, self.slides[row], self.patients[row])
 
     @property
     def finest(self) -> UInt8Array:

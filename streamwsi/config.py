@@ -135,6 +135,14 @@ def at_least(value: Any, least: float, name: str) -> Any:
     return value
 
 
+def count(value: Any, name: str) -> int:
+    """`value` if it is an int not below 1; else ConfigError."""
+    if not isinstance(value, int):
+        raise ConfigError(f"{name} must be an int, got {value!r}")
+    number: int = at_least(value, 1, name)
+    return number
+
+
 def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     """`value` if it is among `allowed`; else ConfigError."""
     if value not in allowed:

@@ -126,9 +126,12 @@ class Windows:
             self.xy[row].tolist(),
             self.size[row].tolist(),
         )
+        return Window(int(self.index[row]), x, y, start_x, start_y, width, height, self.label_at(row))
+
+    def label_at(self, row: int) -> str | None:
+        """The label of the window at `row`; None where it has none."""
         code = -1 if self.label is None else int(self.label[row])
-        label = self.label_names[code] if code >= 0 else None
-        return Window(int(self.index[row]), x, y, start_x, start_y, width, height, label)
+        return self.label_names[code] if code >= 0 else None
 
     @property
     def labels(self) -> list[str | None]:

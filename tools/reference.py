@@ -27,6 +27,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Slides and patients": ("Dataset", "Patient", "Slide", "SlideInfo", "open_slide"),
     "What is read": ("SlidingWindowLoader", "WindowLoader", "LevelAtMpp"),
+    "Windows in your own process": ("stream", "Stream", "StreamReport", "MixedBatch"),
     "Collectors": ("StreamCollector", "Batch", "ProcessedPiece", "Window", "Windows", "as_tensor"),
     "Ready-made collectors": (
         "MeanCollector",
@@ -84,6 +85,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Every public name stands in one of these, in the order in which one meets them."""
 RETURNED = (
     "slides.reader.SlideReader",
+    "pipeline.stream.BadSlide",
     "pipeline.report.PatientReport",
     "pipeline.report.SlideReport",
     "pipeline.report.StageReport",

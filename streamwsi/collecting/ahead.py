@@ -68,7 +68,7 @@ class Step:
         return Batch(pixels, chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin)
 
 
-class _Memory:
+class BatchMemory:
     """Room for batches, used again once nobody has it any more: fresh memory costs about as much as the copy into it."""
 
     _MOST = 4
@@ -101,7 +101,7 @@ class Ahead:
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._memory = _Memory()
+        self._memory = BatchMemory()
         self._arrived: deque[ChunkWork] = deque()
         self._members: Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]] = iter(())
         self._next: Step | None = None
@@ -110,7 +110,7 @@ class Ahead:
         """A chunk has arrived."""
         self._arrived.append(work)
 
-    def take(self, more: Callable[[], None]) -> Step | None:
+    def take(self, more: Callable[[], object]) -> Step | None:
         """The next batch; None where no chunk is there. `more` is called for chunks to be added before there are none left."""
         step = self._next or self._prepare(more)
         self._next = self._prepare(more) if step is not None else None
@@ -120,7 +120,7 @@ class Ahead:
         """End the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, more: Callable[[], None]) -> Step | None:
+    def _prepare(self, more: Callable[[], object]) -> Step | None:
         found = next(self._members, None)
         if found is None:
             if not self._arrived:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamwsi.chunks import Batch
+from streamwsi.chunks import Batch, MixedBatch
 
 if TYPE_CHECKING:
     import torch
 
 
 def as_tensor(
-    batch: Batch,
+    batch: Batch | MixedBatch,
     device: torch.device | str | None = None,
     *,
     dtype: torch.dtype | None = None,

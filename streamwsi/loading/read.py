@@ -32,12 +32,12 @@ def read_chunk(
     """
     chunk = resolved.blank_chunk(number, memory)
     try:
+        own = None if _are_whole_tiles(resolved, chunk) else own_rectangle(resolved, number)
         if chunk.origin is not None:
-            region = (*chunk.origin, chunk.pixels)
-            read_resampled(reader, resolved.resolutions[0], [region], own_rectangle(resolved, number))
+            read_resampled(reader, resolved.resolutions[0], [(*chunk.origin, chunk.pixels)], own)
         else:
             pixels = [chunk.pixels_of(row) for row in range(len(chunk.windows))]
-            _read_windows(reader, resolved, chunk.windows, pixels, own_rectangle(resolved, number))
+            _read_windows(reader, resolved, chunk.windows, pixels, own)
     except RegionError:
         if on_bad_region == "fail":
             raise
@@ -65,8 +65,17 @@ def own_rectangle(resolved: ResolvedSlide, number: int) -> Rectangle:
     return left, top, right, bottom
 
 
+def _are_whole_tiles(resolved: ResolvedSlide, chunk: BigChunk) -> bool:
+    """Whether a sampler's windows, on a grid without overlap, consist of whole tiles: then no other needs any of those."""
+    tile = resolved.info.tile_sizes[resolved.level]
+    if resolved.sample is None or tile is None or resolved.margin or resolved.zoom != 1 or resolved.coarser is not None:
+        return False
+    apart = all(step >= side for step, side in zip(resolved.stride, resolved.kernel, strict=True))
+    return apart and not (chunk.corners % tile).any() and not (chunk.windows.size % tile).any()
+
+
 def _read_windows(
-    reader: SlideReader, resolved: ResolvedSlide, windows: Windows, pixels: Sequence[UInt8Array], own: Rectangle
+    reader: SlideReader, resolved: ResolvedSlide, windows: Windows, pixels: Sequence[UInt8Array], own: Rectangle | None
 ) -> None:
     """Read windows into their places, `pixels`, at each resolution; `own` is of the finest."""
     for place, resolution in enumerate(resolved.resolutions):

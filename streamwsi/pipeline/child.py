@@ -66,8 +66,8 @@ def main() -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     pipe = _private_stdin()
-    length = int.from_bytes(pipe.read(8), "little")
-    data = pipe.read(length)
+    length = int.from_bytes(_read(pipe, 8), "little")
+    data = _read(pipe, length)
     if not length or len(data) < length:
         sys.exit(_EXIT_ALONE)
     startup = msgspec.msgpack.decode(data, type=Startup)
@@ -80,6 +80,14 @@ def main() -> None:
     except BaseException:  # noqa: BLE001 - the seat has told the driver, who shows it
         _exit(_EXIT_FAILED)
     _exit(0)
+
+
+def _read(pipe: BinaryIO, n_bytes: int) -> bytes:
+    """So many bytes, fewer only where the pipe ends: one read gives no more than the pipe holds (64 KiB on Linux)."""
+    data = bytearray()
+    while len(data) < n_bytes and (part := pipe.read(n_bytes - len(data))):
+        data += part
+    return bytes(data)
 
 
 def _serve(seat: Seat, startup: Startup) -> None:

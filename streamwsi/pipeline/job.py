@@ -11,7 +11,7 @@ from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.spec import Shipped
 from streamwsi.config import Execution
 from streamwsi.dataset import Dataset
-from streamwsi.loading.resolve import ReadingOptions
+from streamwsi.pipeline.reading import LoaderStartup
 from streamwsi.wire.keys import RunKeys
 from streamwsi.writing.main import WritingOptions
 
@@ -36,10 +36,7 @@ class Job:
     """What one run is to do."""
 
     dataset: Dataset
-    reading: ReadingOptions
-    level: int
-    shipped_choices: Shipped | None
-    """What chooses resolutions and windows, where that is more than one level for all slides."""
+    loaders: LoaderStartup
     branches: tuple[BranchJob, ...]
     execution: Execution
     """What does not belong to one collector."""

@@ -28,16 +28,15 @@ from streamwsi.config import (
     OutputOptions,
     Transport,
     at_least,
-    available_cpus,
+    count,
     one_of,
 )
 from streamwsi.errors import ConfigError, OutputError
-from streamwsi.loading.resolution import Wanted
-from streamwsi.loading.resolve import Choices, ReadingOptions
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
+from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads
 from streamwsi.pipeline.report import Report
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
@@ -47,9 +46,6 @@ from streamwsi.writing.run_file import RunFile
 from streamwsi.writing.stream_writer import StreamWriter
 
 _CHUNK_SLACK_BYTES = 1 << 20
-_THREADS_OF_A_LOADER = 8
-"""Of the 240 µs that a JPEG tile of 256 px takes, 10 need Python's lock (measured alone; more with cold caches): many more
-threads than these would wait for each other."""
 _MOST_WINDOWS_TOGETHER = 512
 """Chunks are multiples of every collector's batch, if those have a common multiple that is not larger than this."""
 _ANY_CHUNK_BYTES = 1 << 30
@@ -153,18 +149,17 @@ class Pipeline:
             for name in names
         ]
         _check_host(transport, tcp_host, key_dir)
-        loaders = -(-available_cpus() // _THREADS_OF_A_LOADER) if loaders is None else _count(loaders, "loaders")
-        threads = max(1, available_cpus() // loaders) if threads is None else _count(threads, "threads")
+        loaders, threads = loaders_and_threads(loaders, threads)
         self._loader, self._writer = loader, writer
         self._quiet, self._overwrite = quiet, overwrite
         self._execution = Execution(
             loaders=loaders,
-            writers=_count(writers, "writers"),
+            writers=count(writers, "writers"),
             threads=threads,
-            chunk_px=_count(chunk_px, "chunk_px"),
-            loader_credits=threads + 1 if loader_credits is None else _count(loader_credits, "loader_credits"),
-            collector_credits=_count(collector_credits, "collector_credits"),
-            writer_credits=_count(writer_credits, "writer_credits"),
+            chunk_px=count(chunk_px, "chunk_px"),
+            loader_credits=threads + 1 if loader_credits is None else count(loader_credits, "loader_credits"),
+            collector_credits=count(collector_credits, "collector_credits"),
+            writer_credits=count(writer_credits, "writer_credits"),
             tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
             min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s"),
             max_restarts=at_least(max_restarts, 0, "max_restarts"),
@@ -193,9 +188,7 @@ class Pipeline:
             A signal stopped it (130, 143); run again to go on.
         """
         loader = self._loader
-        choices = Choices(loader.resolution, loader.sampler)
-        level = loader.resolution.level
-        simple = loader.sampler is None and loader.resolution == Wanted(level) and not callable(level)
+        startup = self._loader_startup()
         shipped = [ship(part.collector, f"collector {collector_name(part.collector)}") for part in self._parts]
         keys = None if self._execution.key_dir is None else read_keys(Path(self._execution.key_dir))
         if self._execution.transport == "tcp":
@@ -204,13 +197,11 @@ class Pipeline:
             folders = self._folders(stack)
             job = Job(
                 dataset=loader.dataset,
-                reading=self._reading(),
-                level=0 if level is None or callable(level) else level,
-                shipped_choices=None if simple else ship(choices, "what chooses resolutions and windows"),
+                loaders=startup,
                 branches=tuple(map(self._branch, self._parts, shipped, folders)),
                 execution=self._execution,
                 keys=keys,
-                slot_bytes=self._chunk_bytes(),
+                slot_bytes=chunk_bytes(loader, self._execution.chunk_px),
                 quiet=self._quiet,
             )
             reports = Driver(job, folders).run()
@@ -241,22 +232,17 @@ class Pipeline:
         asked = RunFile.of(self._defining(part), execution, source_hash(part.collector), self._loader.dataset)
         return OutputFolder(Layout.of(part.output), asked, self._overwrite)
 
-    def _reading(self) -> ReadingOptions:
-        loader = self._loader
+    def _loader_startup(self) -> LoaderStartup:
         sizes = [part.batch_size for part in self._parts]
         together = math.lcm(*sizes)
-        return ReadingOptions(
-            kernel=loader.kernel_size,
-            stride=loader.stride,
-            border=loader.border,
-            background=loader.background,
-            reader=loader.reader,
-            on_bad_region=loader.on_bad_region,
+        execution = self._execution
+        return loader_startup(
+            self._loader,
             batch_size=together if together <= _MOST_WINDOWS_TOGETHER else max(sizes),
-            chunk_px=self._execution.chunk_px,
-            threads=self._execution.threads,
-            min_chunk_interval_s=self._execution.min_chunk_interval_s,
-            tile_cache_bytes=self._execution.tile_cache_bytes,
+            chunk_px=execution.chunk_px,
+            threads=execution.threads,
+            tile_cache_bytes=execution.tile_cache_bytes,
+            min_chunk_interval_s=execution.min_chunk_interval_s,
         )
 
     def _branch(self, part: _Part, shipped: Shipped, folder: OutputFolder) -> BranchJob:
@@ -272,7 +258,7 @@ class Pipeline:
                 batch_size=part.batch_size,
                 columns=part.columns,
                 device=None,
-                max_chunk_bytes=max(self._chunk_bytes() + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
+                max_chunk_bytes=max(chunk_bytes(self._loader, self._execution.chunk_px) + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
             ),
             collector=shipped,
             asks_finished=overrides(part.collector, "is_finished"),
@@ -280,12 +266,6 @@ class Pipeline:
             writing=WritingOptions(output=output, durability=self._execution.durability),
             execution=part.execution(self._execution),
         )
-
-    def _chunk_bytes(self) -> int:
-        margin = 0 if self._loader.sampler is None else self._loader.sampler.margin
-        width, height = self._loader.kernel_size
-        window_px = self._loader.resolution.count * (width + 2 * margin) * (height + 2 * margin)
-        return 3 * max(self._execution.chunk_px, window_px)
 
     def _defining(self, part: _Part) -> Defining:
         loader, collector = self._loader, part.collector
@@ -332,16 +312,16 @@ class _Part:
                 f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"
             )
         names = (devices,) if isinstance(devices, str) else tuple(devices or ())
-        count = max(1, len(names)) if collectors is None else _count(collectors, "collectors")
-        if len(names) > count:
-            raise ConfigError(f"devices {names} are more than the {count} collectors they are dealt to")
+        number = max(1, len(names)) if collectors is None else count(collectors, "collectors")
+        if len(names) > number:
+            raise ConfigError(f"devices {names} are more than the {number} collectors they are dealt to")
         return cls(
             name=name,
             collector=collector,
             output=output if name is None else msgspec.structs.replace(output, folder=os.path.join(output.folder, name)),
-            collectors=count,
+            collectors=number,
             devices=names,
-            batch_size=_count(collector.batch_size if batch_size is None else batch_size, "batch_size"),
+            batch_size=count(collector.batch_size if batch_size is None else batch_size, "batch_size"),
             columns=_columns(collector),
         )
 
@@ -402,10 +382,3 @@ def _columns(collector: StreamCollector) -> tuple[str, ...] | None:
     if isinstance(columns, str) or not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
         raise ConfigError(f"columns of {type(collector).__name__} must be different strings, got {columns!r}")
     return tuple(columns)
-
-
-def _count(value: Any, name: str) -> int:
-    if not isinstance(value, int):
-        raise ConfigError(f"{name} must be an int, got {value!r}")
-    number: int = at_least(value, 1, name)
-    return number

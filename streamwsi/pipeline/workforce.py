@@ -107,8 +107,8 @@ class Workforce:
         of = self._branches[branch].job
         shipped: Shipped | None = None
         if role == "loader":
-            options: msgspec.Struct = self._job.reading
-            shipped = self._job.shipped_choices
+            options: msgspec.Struct = self._job.loaders.reading
+            shipped = self._job.loaders.choices
         elif role == "collector":
             options, shipped = msgspec.structs.replace(of.collecting, device=device), of.collector
         else:
@@ -120,7 +120,7 @@ class Workforce:
             name=name,
             address=self._address,
             options=msgspec.msgpack.encode(options),
-            level=self._job.level,
+            level=self._job.loaders.level,
             shipped=None if shipped is None else msgspec.msgpack.encode(shipped),
             locks=tuple(lock for lock in locks if lock is not None),
             box=make_box(),

@@ -5,11 +5,16 @@ In: a scene.  Out: where its windows lie.  Never opens a slide.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from streamwsi.config import at_least
+from streamwsi.errors import ConfigError
 from streamwsi.geometry import Int64Array
 from streamwsi.sampling.scene import Scene
+
+_Own = TypeVar("_Own", bound="Sampler")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +48,11 @@ class Sampler:
     def describe(self) -> dict[str, Any]:
         """All that decides the windows, as plain values."""
         raise NotImplementedError
+
+    def at_epoch(self: _Own, epoch: int) -> _Own:
+        """The same sampler for another `epoch`, from 0: where windows are drawn at random, a new draw."""
+        if not isinstance(at_least(epoch, 0, "epoch"), int):
+            raise ConfigError(f"epoch must be a whole number, got {epoch!r}")
+        other = copy.copy(self)
+        other.epoch = epoch
+        return other

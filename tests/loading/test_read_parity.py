@@ -20,6 +20,7 @@ from streamwsi.loading.read import read_chunk
 from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
 from streamwsi.resolved import ResolvedSlide
+from streamwsi.sampling.sampler import Sampler
 from streamwsi.slides import SlideReader, open_slide
 from tests.helpers import (
     BAD_TILE,
@@ -80,6 +81,7 @@ def resolve(
     stride: int = 256,
     border: Border = "pad",
     chunk_px: int = 1 << 21,
+    sampler: Sampler | None = None,
 ) -> ResolvedSlide:
     options = ReadingOptions(
         kernel=(kernel, kernel),
@@ -93,7 +95,7 @@ def resolve(
         threads=1,
         min_chunk_interval_s=0.0,
     )
-    return resolve_slide(reader, (0, 0), "p1", Slide(path, "H&E"), Choices(Wanted(level)), options)
+    return resolve_slide(reader, (0, 0), "p1", Slide(path, "H&E"), Choices(Wanted(level), sampler), options)
 
 
 def read_chunks(reader: SlideReader, resolved: ResolvedSlide, on_bad_region: OnBadRegion = "fail") -> Iterator[BigChunk]:

@@ -13,8 +13,11 @@ import pytest
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.loading.read import read_chunk
+from streamwsi.sampling.sampler import Places, Sampler
+from streamwsi.sampling.scene import Scene
 from streamwsi.slides import open_slide
 from streamwsi.slides.tiff import TiffReader
+from streamwsi.slides.tile_cache import TileCache
 from tests.loading.test_read_parity import resolve
 from tests.slides.tiff_files import DEFLATE, KINDS, Page, write
 
@@ -64,3 +67,30 @@ def test_each_tile_is_decoded_once(tmp_path, tile, kernel, stride):
 def test_each_tile_of_a_wide_level_is_decoded_once(tmp_path, tile, kernel, stride):
     path = blank_slide(tmp_path / "wide.tiff", (120_000, 3000), tile)
     assert decodes_per_tile(path, kernel, stride) <= MOST
+
+
+class Checkered(Sampler):
+    """Every other window of a grid, as many as there are whole."""
+
+    def __init__(self, side: int, first: int = 0) -> None:
+        self.side, self.first = side, first
+
+    def places(self, scene: Scene) -> Places:
+        width, height = scene.extent
+        xs, ys = (range(self.first, extent - self.side + 1, self.side) for extent in (width, height))
+        start = [(x, y) for row, y in enumerate(ys) for column, x in enumerate(xs) if (row + column) % 2]
+        return Places(np.array(start, np.int64), stride=(self.side, self.side))
+
+
+@pytest.mark.parametrize(("kernel", "first", "kept"), [(256, 0, False), (512, 0, False), (256, 16, True), (300, 0, True)])
+def test_tiles_of_sampled_windows_are_decoded_once_and_kept_only_where_others_may_need_them(tmp_path, kernel, first, kept):
+    path = blank_slide(tmp_path / "slide.tiff", (6000, 5000), 256)
+    cache = TileCache(1 << 30)
+    with open_slide(path, "tiff", cache=cache) as reader:
+        assert isinstance(reader, TiffReader)
+        resolved = resolve(reader, path, kernel=kernel, sampler=Checkered(kernel, first))
+        chunks = [read_chunk(reader, resolved.for_chunk(number), number) for number in range(len(resolved.chunks()))]
+        assert all((chunk.pixels == 255).all() for chunk in chunks)
+        decoded, seen = reader.tiles_read()
+        assert decoded <= MOST * int(np.unpackbits(np.frombuffer(seen, np.uint8)).sum())
+        assert (cache.held_bytes > 0) == kept

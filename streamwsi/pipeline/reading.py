@@ -1,0 +1,82 @@
+"""What loader processes are told of a loader as users describe it; the same for a run and for a stream.
+
+In: a loader and options.  Out: what a loader process is started with.  Starts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from streamwsi.collecting.spec import Shipped, ship
+from streamwsi.config import available_cpus, count
+from streamwsi.loading.resolution import Wanted
+from streamwsi.loading.resolve import Choices, ReadingOptions
+from streamwsi.loading.window_loader import WindowLoader
+
+_THREADS_OF_A_LOADER = 8
+"""Of the 240 µs that a JPEG tile of 256 px takes, 10 need Python's lock (measured alone; more with cold caches): many more
+threads than these would wait for each other."""
+
+
+class LoaderStartup(msgspec.Struct, frozen=True, kw_only=True):
+    """What each loader process of a run or a stream is started with."""
+
+    reading: ReadingOptions
+    level: int
+    choices: Shipped | None
+    """What chooses resolutions and windows, where that is more than one level for all slides."""
+
+
+def loader_startup(
+    loader: WindowLoader,
+    *,
+    batch_size: int,
+    chunk_px: int,
+    threads: int,
+    tile_cache_bytes: int,
+    min_chunk_interval_s: float = 0.0,
+    epoch: int | None = None,
+) -> LoaderStartup:
+    """What loader processes are told; with an `epoch`, the sampler's windows are those of that draw.
+
+    Raises ConfigError where the user's code that chooses levels or windows cannot be sent to them.
+    """
+    sampler = loader.sampler
+    if sampler is not None and epoch is not None:
+        sampler = sampler.at_epoch(epoch)
+    level = loader.resolution.level
+    simple = sampler is None and loader.resolution == Wanted(level) and not callable(level)
+    return LoaderStartup(
+        reading=ReadingOptions(
+            kernel=loader.kernel_size,
+            stride=loader.stride,
+            border=loader.border,
+            background=loader.background,
+            reader=loader.reader,
+            on_bad_region=loader.on_bad_region,
+            batch_size=batch_size,
+            chunk_px=chunk_px,
+            threads=threads,
+            min_chunk_interval_s=min_chunk_interval_s,
+            tile_cache_bytes=tile_cache_bytes,
+        ),
+        level=0 if level is None or callable(level) else level,
+        choices=None if simple else ship(Choices(loader.resolution, sampler), "what chooses resolutions and windows"),
+    )
+
+
+def chunk_bytes(loader: WindowLoader, chunk_px: int) -> int:
+    """What the pixels of the largest chunk that is planned take."""
+    margin = 0 if loader.sampler is None else loader.sampler.margin
+    return 3 * max(chunk_px, loader.resolution.count * math.prod(side + 2 * margin for side in loader.kernel_size))
+
+
+def loaders_and_threads(loaders: int | None, threads: int | None) -> tuple[int, int]:
+    """How many loaders, and decode threads of each: a thread for each processor, and a loader for every eight, if not told.
+
+    Raises ConfigError for what cannot be.
+    """
+    loaders = -(-available_cpus() // _THREADS_OF_A_LOADER) if loaders is None else count(loaders, "loaders")
+    return loaders, max(1, available_cpus() // loaders) if threads is None else count(threads, "threads")

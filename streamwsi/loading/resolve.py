@@ -5,12 +5,9 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 
 from __future__ import annotations
 
-import hashlib
 import operator
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +17,7 @@ from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide, SlideInfo
 from streamwsi.errors import CollectorError, PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
@@ -148,30 +146,3 @@ def _choose_level(level: Level, slide: Slide, info: SlideInfo) -> int:
     if not 0 <= number < info.level_count:
         raise SlideError(f"{slide.path} has no level {number}: it has levels 0 to {info.level_count - 1}")
     return number
-
-
-def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:
-    """A hash of a slide's content: for each of its files, the size and `samples` parts, the first and the last among them.
-
-    Returns 32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in _files_of(Path(path)):
-        size = part.stat().st_size
-        digest.update(f"{size};".encode())
-        last = max(size - sample_bytes, 0)
-        with part.open("rb") as file:
-            for offset in sorted({last * number // (samples - 1) for number in range(samples)}):
-                file.seek(offset)
-                digest.update(file.read(sample_bytes))
-    return digest.hexdigest()
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files that a slide may consist of: a DICOM series lies in one folder, a MIRAX slide has one beside it."""
-    suffix = path.suffix.lower()
-    if suffix == ".dcm":
-        return sorted(other for other in path.parent.iterdir() if other.suffix.lower() == ".dcm")
-    if suffix == ".mrxs" and path.with_suffix("").is_dir():
-        return [path, *sorted(other for other in path.with_suffix("").iterdir() if other.is_file())]
-    return [path]

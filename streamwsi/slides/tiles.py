@@ -21,7 +21,7 @@ def tiles_of(
 
     What of the parts lies outside the level is made background.
     """
-    (width, height), (tile_w, tile_h) = extent, tile
+    tile_w, tile_h = tile
     users: dict[tuple[int, int], list[Part]] = {}
     for part in parts:
         left, top, right, bottom = inside(extent, part, background)
@@ -34,7 +34,10 @@ def tiles_of(
 
 
 def inside(extent: Size, part: Part, background: tuple[int, int, int]) -> Rectangle:
-    """What of a part lies in the level, nothing where its sides are crossed; all of it becomes background where some does not."""
+    """What of a part lies in the level: nothing where its sides are crossed.
+
+    The part is made background where not all of it does.
+    """
     x, y, out = part
     whole = (x, y, x + out.shape[1], y + out.shape[0])
     found = (max(x, 0), max(y, 0), min(whole[2], extent[0]), min(whole[3], extent[1]))

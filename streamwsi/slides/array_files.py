@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from streamwsi.addresses import HDF5_SUFFIXES, ZARR_METADATA, ArrayAddress
-from streamwsi.arrays.zarr_library import needed_zarr
+from streamwsi.arrays.zarr_library import needed_zarr, zarr_major
 from streamwsi.errors import SlideError
 from streamwsi.slides.array_level import ArrayLevel
 from streamwsi.slides.ome_zarr import Multiscale, multiscale_of
@@ -95,7 +95,12 @@ def _open_zarr(address: ArrayAddress) -> Opened:
         raise SlideError(
             f"{address.file} cannot be opened: It is a folder that holds none of {', '.join(sorted(ZARR_METADATA))}"
         )
-    found = needed_zarr("a slide that is a Zarr array").open(str(address.file), mode="r")
+    zarr = needed_zarr("a slide that is a Zarr array")
+    if name == "zarr.json" and zarr_major() < 3:
+        raise SlideError(
+            f"{address.file} cannot be opened: It is of Zarr's format 3, which needs Python 3.11 and pip install 'zarr>=3'"
+        )
+    found = zarr.open(str(address.file), mode="r")
     if hasattr(found, "shape"):
         named = getattr(found.metadata, "dimension_names", None) if hasattr(found, "metadata") else None
         return _single(address, found, "zarr", named)

@@ -18,6 +18,8 @@ from streamwsi._version import __version__
 
 if TYPE_CHECKING:
     from streamwsi.arrays.aggregator import Aggregator
+    from streamwsi.arrays.ome_tiff import write_ome_tiff
+    from streamwsi.arrays.ome_zarr import write_ome_zarr
     from streamwsi.arrays.sampler import ArraySampler
     from streamwsi.chunks import Batch, BigChunk, MixedBatch, ProcessedPiece, SmallChunk, Status
     from streamwsi.collecting.collector import StreamCollector
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "arrays.aggregator": ("Aggregator",),
+    "arrays.ome_tiff": ("write_ome_tiff",),
+    "arrays.ome_zarr": ("write_ome_zarr",),
     "arrays.sampler": ("ArraySampler",),
     "chunks": ("Batch", "BigChunk", "MixedBatch", "ProcessedPiece", "SmallChunk", "Status"),
     "collecting.collector": ("StreamCollector",),

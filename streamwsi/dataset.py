@@ -19,6 +19,7 @@ from typing import Any, overload
 
 import msgspec
 
+from streamwsi.addresses import is_zarr, make_address, split_address
 from streamwsi.errors import DatasetError, SlideError
 from streamwsi.splits import Label, check_label, draw_balanced, draw_parts
 
@@ -109,6 +110,42 @@ class Slide:
         if self.id in _RESERVED_SLIDES:
             raise DatasetError(f"slide id {self.id!r} is reserved for the datasets of the HDF5 file; call the slide otherwise")
 
+    @classmethod
+    def of_array(
+        cls,
+        path: str | os.PathLike[str],
+        id: str,
+        *,
+        dataset: str | None = None,
+        axes: str | None = None,
+        at: Mapping[str, int] | None = None,
+    ) -> Slide:
+        """A slide that is an array, or a part of one: uint8, RGB or grey.
+
+        Parameters
+        ----------
+        path
+            A folder of OME-Zarr or Zarr, or a ``.npy``, ``.h5`` or ``.hdf5`` file. A part of a ``.zarr`` is a folder of it.
+        id
+            What the slide is called inside its patient.
+        dataset
+            Of an HDF5 file; not needed where it has one only.
+        axes
+            A letter of TCZYX for each axis, where neither the file says them nor the shape leaves no doubt, as that of
+            (height, width), (height, width, 3) and (3, height, width) does not.
+        at
+            What is read of further axes, as ``{"z": 3}``, in pixels of level 0; and which channel, ``{"c": 0}``, of several.
+
+        All of it stands in the slide's path, so that a manifest and the command line can say it too:
+        ``Slide.of_array("v.zarr", "plane", at={"z": 3}).path`` ends in ``v.zarr::z=3``.
+
+        Raises DatasetError where these make no sense; whether the array has such axes is seen when it is opened.
+        """
+        try:
+            return cls(make_address(path, dataset, axes, at), id)
+        except SlideError as error:
+            raise DatasetError(str(error)) from error
+
     def __getattr__(self, name: str) -> Any:
         # mpp, power, dimensions, level_dimensions, level_downsamples, …: the opened slide answers for its info
         if not name.startswith("_") and (name in SlideInfo.__struct_fields__ or hasattr(SlideInfo, name)):
@@ -181,7 +218,8 @@ class Dataset(Sequence[Patient]):
         seen: set[str] = set()
         for patient in self._patients:
             for slide in patient.slides:
-                real = os.path.realpath(slide.path)
+                file, inside = split_address(slide.path)
+                real = os.path.realpath(file) + inside
                 if real in owners:
                     raise DatasetError(
                         f"slide {slide.path} stands in the dataset twice: for patient {owners[real]!r} and for {patient.id!r}"
@@ -267,8 +305,9 @@ class Dataset(Sequence[Patient]):
         """Every slide below `folder`, recursively, as a patient of its own.
 
         A file counts by its extension (:data:`SLIDE_EXTENSIONS`, any case); hidden files and folders do not. The DICOM files of
-        one series in one folder are one slide. A patient's id is the file's stem; where several files share one, their paths
-        relative to `folder`, with ``__`` for the separators, tell them apart. Order is that of the relative paths.
+        one series in one folder are one slide, and so is a folder that is a Zarr array or image. (``.npy`` and ``.h5`` files,
+        which may be anything, are taken only where they are named.) A patient's id is the file's stem; where several share one,
+        their paths relative to `folder`, with ``__`` for the separators, tell them apart. Order is that of the relative paths.
 
         Raises DatasetError when the folder is missing or holds no slide.
         """
@@ -278,6 +317,10 @@ class Dataset(Sequence[Patient]):
         paths: list[tuple[Path, str]] = []
         dicom: dict[Path, list[Path]] = defaultdict(list)
         for directory, subfolders, names in os.walk(root):
+            if is_zarr(directory):
+                paths.append((Path(directory), Path(directory).stem))
+                subfolders.clear()
+                continue
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(directory, name)
@@ -290,7 +333,10 @@ class Dataset(Sequence[Patient]):
         for files in dicom.values():
             paths.extend(_dicom_slides(files))
         if not paths:
-            raise DatasetError(f"{root} holds no slide: no file below it ends in {', '.join(sorted(SLIDE_EXTENSIONS))}")
+            raise DatasetError(
+                f"{root} holds no slide: no file below it ends in {', '.join(sorted(SLIDE_EXTENSIONS))}, "
+                "and no folder is of Zarr"
+            )
         return cls.from_paths(paths, root)
 
     @classmethod
@@ -301,11 +347,11 @@ class Dataset(Sequence[Patient]):
 
         `root` is what ids are made relative to where stems are shared; by default the folder that all paths have in common.
         """
-        named = [entry if isinstance(entry, tuple) else (Path(entry), Path(entry).stem) for entry in paths]
+        named = [entry if isinstance(entry, tuple) else (Path(entry), split_address(entry)[0].stem) for entry in paths]
         if not named:
             raise DatasetError("the dataset is empty: no slide was given")
         if root is None:
-            root = Path(os.path.commonpath([os.path.abspath(path.parent) for path, _ in named]))
+            root = Path(os.path.commonpath([os.path.abspath(split_address(path)[0].parent) for path, _ in named]))
         relative = [Path(os.path.relpath(path, root)).as_posix() for path, _ in named]
         entries = sorted(zip(relative, named, strict=True), key=lambda entry: entry[0])
         stems = Counter(_safe_id(stem) for _, stem in named)

@@ -14,7 +14,7 @@ import numpy as np
 
 from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError, OutputError
-from streamwsi.loading.resolve import fingerprint
+from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.maps.pieces import read_pieces
 from streamwsi.writing.layout import Layout, run_folders
 from streamwsi.writing.publish import PublishedPatient, PublishedSlide, checksum_of, read_record

@@ -62,7 +62,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "nested_as_holes",
         "write_geojson",
     ),
-    "Arrays of any dimension": ("ArraySampler", "Aggregator"),
+    "Arrays of any dimension": ("ArraySampler", "Aggregator", "write_ome_zarr", "write_ome_tiff"),
     "Errors": (
         "StreamwsiError",
         "ConfigError",

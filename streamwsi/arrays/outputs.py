@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamwsi.arrays.sources import AnyArray, n_bytes
+from streamwsi.arrays.zarr_library import needed_zarr
 from streamwsi.errors import ArrayError, ConfigError, OutputError
 
 SUFFIXES = (".npy", ".zarr", ".h5", ".hdf5")
@@ -101,7 +102,9 @@ def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tu
     if path.suffix == ".npy":
         return np.lib.format.open_memmap(path, "w+", dtype, shape)
     if path.suffix == ".zarr":
-        return _zarr().open_array(str(path), mode="w", shape=shape, dtype=dtype, chunks=chunks)
+        return needed_zarr("an output that ends in .zarr").open_array(
+            str(path), mode="w", shape=shape, dtype=dtype, chunks=chunks
+        )
     file = importlib.import_module("h5py").File(path, "w")
     return file.create_dataset(DATASET, shape, dtype, chunks=chunks)
 
@@ -110,15 +113,8 @@ def _open(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.lib.format.open_memmap(path, "r")
     if path.suffix == ".zarr":
-        return _zarr().open_array(str(path), mode="r")
+        return needed_zarr("an output that ends in .zarr").open_array(str(path), mode="r")
     return importlib.import_module("h5py").File(path, "r")[DATASET]
-
-
-def _zarr() -> Any:
-    try:
-        return importlib.import_module("zarr")
-    except ImportError as error:
-        raise ConfigError("an output that ends in .zarr needs Zarr: pip install zarr") from error
 
 
 def _release(array: Any) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from streamwsi.addresses import is_zarr
 from streamwsi.cli.job import Job, anchored
 from streamwsi.cli.job_file import written
 from streamwsi.cli.summary import summary
@@ -102,11 +103,11 @@ def dataset_of(slides: str | list[str]) -> Dataset:
 
     paths = [path for name in ([slides] if isinstance(slides, str) else slides) for path in _expanded(name)]
     first = Path(paths[0])
-    if len(paths) == 1 and first.is_dir():
+    if len(paths) == 1 and first.is_dir() and not is_zarr(first):
         return Dataset.from_folder(first)
     if len(paths) == 1 and first.suffix.lower() == ".csv":
         return Dataset.from_csv(first)
-    folders = [name for name in paths if Path(name).is_dir()]
+    folders = [name for name in paths if Path(name).is_dir() and not is_zarr(name)]
     if folders:
         raise ConfigError(f"give either one folder, one CSV manifest, or slide files; {folders[0]} is a folder among others")
     return Dataset.from_paths(paths)
@@ -116,7 +117,7 @@ def _expanded(name: str) -> list[str]:
     """A path as it is; of a pattern, the files that match."""
     if not glob.has_magic(name) or Path(name).exists():
         return [name]
-    found = [path for path in sorted(glob.glob(name, recursive=True)) if not Path(path).is_dir()]
+    found = [path for path in sorted(glob.glob(name, recursive=True)) if is_zarr(path) or not Path(path).is_dir()]
     if not found:
         raise ConfigError(f"no file matches {name}")
     return found

@@ -116,7 +116,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         tuple[_Byte, _Byte, _Byte],
         About("Colour of what lies outside the slide: red, green and blue from 0 to 255."),
     ] = (255, 255, 255)
-    reader: Annotated[Literal["auto", "openslide", "tiff"], About("What reads the slides.")] = "auto"
+    reader: Annotated[Literal["auto", "openslide", "tiff", "array"], About("What reads the slides.")] = "auto"
     on_bad_region: Annotated[OnBadRegion, About("A region that cannot be read fails its slide, or costs its windows.")] = "fail"
 
     format: Annotated[Literal["h5", "hdf5", "csv"], About("Of the patients' files.")] = "h5"

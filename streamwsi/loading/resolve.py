@@ -5,10 +5,7 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,6 +14,7 @@ from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolved import ResolvedSlide
@@ -131,30 +129,3 @@ def _check_places(places: Places, whose: str, labelled: bool) -> None:
         label.shape != start.shape[:1] or label.min(initial=-1) < -1 or label.max(initial=-1) >= len(places.names)
     ):
         raise PlanError(f"{whose}: labels must be (n,) for {len(start)} windows, each -1 or a place in {places.names}")
-
-
-def fingerprint(path: str | os.PathLike[str], samples: int = 8, sample_bytes: int = 1 << 16) -> str:
-    """A hash of a slide's content: for each of its files, the size and `samples` parts, the first and the last among them.
-
-    Returns 32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in _files_of(Path(path)):
-        size = part.stat().st_size
-        digest.update(f"{size};".encode())
-        last = max(size - sample_bytes, 0)
-        with part.open("rb") as file:
-            for offset in sorted({last * number // (samples - 1) for number in range(samples)}):
-                file.seek(offset)
-                digest.update(file.read(sample_bytes))
-    return digest.hexdigest()
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files that a slide may consist of: a DICOM series lies in one folder, a MIRAX slide has one beside it."""
-    suffix = path.suffix.lower()
-    if suffix == ".dcm":
-        return sorted(other for other in path.parent.iterdir() if other.suffix.lower() == ".dcm")
-    if suffix == ".mrxs" and path.with_suffix("").is_dir():
-        return [path, *sorted(other for other in path.with_suffix("").iterdir() if other.is_file())]
-    return [path]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from streamwsi.addresses import is_zarr, split_address
 from streamwsi.chunks import UInt8Array
 from streamwsi.config import one_of
 from streamwsi.errors import ConfigError, MapError, SlideError
@@ -192,9 +193,10 @@ def map_picture(heat: Map, scale: Scale, size: tuple[int, int]) -> UInt8Array:
 def thumbnail(plan: SlidePlan, slide_path: str | os.PathLike[str] | None, size: tuple[int, int]) -> UInt8Array:
     """(height, width, 3) uint8: the whole slide in this (width, height). Raises MapError when it is not at hand."""
     path = Path(plan.path if slide_path is None else slide_path)
-    if slide_path is not None and path.is_dir():
-        path = path / Path(plan.path).name
-    if not path.exists():
+    if slide_path is not None and path.is_dir() and not is_zarr(path):
+        file, inside = split_address(plan.path)
+        path = path / f"{file.name}{inside}"
+    if not split_address(path)[0].exists():
         raise MapError(f"the slide is not at {path}: pass the place where it lies now as slide_path (--slide-path)")
     try:
         with open_slide(path) as reader:

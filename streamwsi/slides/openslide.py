@@ -28,7 +28,7 @@ from streamwsi.dataset import SlideInfo
 from streamwsi.errors import RegionError, SlideError
 from streamwsi.slides.argb import read_argb, store_rgb
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
-from streamwsi.slides.reduced import read_reduced
+from streamwsi.slides.reduced import thumbnail_of
 
 _EXACT_PX = 0.95 / 512
 """A region that begins this close to a whole pixel of the level is copied as it is."""
@@ -102,11 +102,7 @@ class OpenSlideReader:
 
     def thumbnail(self, longest_px: int) -> UInt8Array:
         """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
-        level = max(n for n, d in enumerate(self.info.level_downsamples) if d <= max(max(self.info.dimensions) / longest_px, 1))
-        width, height = self.info.level_dimensions[level]
-        picture = Image.fromarray(read_reduced(self, level, max(max(width, height) // (2 * longest_px), 1)))
-        picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
-        return np.array(picture)
+        return thumbnail_of(self, longest_px)
 
     def close(self) -> None:
         """Let go of the handle; reads that are under way end as if nothing had happened."""

@@ -13,12 +13,13 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from streamwsi.addresses import is_array
 from streamwsi.chunks import UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.errors import ConfigError, SlideError
 from streamwsi.slides.tile_cache import TileCache
 
-READERS = ("auto", "openslide", "tiff")
+READERS = ("auto", "openslide", "tiff", "array")
 """Names that :func:`open_slide` knows."""
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ def open_slide(
     """Open the slide at `path` with the reader called `reader`.
 
     ``auto`` decodes tiles directly where the slide is made of them and the pixels are proven to be OpenSlide's, and leaves
-    every other slide to OpenSlide; ``info.reader_reason`` says why. `cache` keeps tiles that are needed again.
+    every other slide to OpenSlide; ``info.reader_reason`` says why. Arrays are read as such: folders of Zarr and OME-Zarr, and
+    ``.npy``, ``.h5`` and ``.hdf5`` files, see :meth:`streamwsi.Slide.of_array`. `cache` keeps tiles that are needed again.
     `background` is the colour, (R, G, B), of what lies outside the slide and where it has no data.
 
     Raises SlideError when the slide is missing or cannot be opened (or, with ``"tiff"``, not by decoding tiles), ConfigError
@@ -134,6 +136,10 @@ def open_slide(
     """
     if reader not in READERS:
         raise ConfigError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
+    if reader == "array" or (reader == "auto" and is_array(path)):
+        from streamwsi.slides.array import ArrayReader
+
+        return ArrayReader(path, background, cache)
     from streamwsi.slides.openslide import OpenSlideReader
 
     through = OpenSlideReader(path, background)

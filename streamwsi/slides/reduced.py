@@ -1,4 +1,4 @@
-"""A level, shrunk by a whole number.
+"""A level, shrunk by a whole number, and the picture of a slide that is made so.
 
 In: an open slide.  Out: a picture.  Memory follows the picture, not the level.
 """
@@ -36,3 +36,13 @@ def read_reduced(reader: SlideReader, level: int, factor: int) -> UInt8Array:
             small = np.asarray(Image.fromarray(block).reduce(factor))
             picture[y // factor : y // factor + small.shape[0], x // factor : x // factor + small.shape[1]] = small
     return picture
+
+
+def thumbnail_of(reader: SlideReader, longest_px: int) -> UInt8Array:
+    """The whole slide, small; see :meth:`streamwsi.slides.reader.SlideReader.thumbnail`."""
+    info = reader.info
+    level = max(n for n, d in enumerate(info.level_downsamples) if d <= max(max(info.dimensions) / longest_px, 1))
+    width, height = info.level_dimensions[level]
+    picture = Image.fromarray(read_reduced(reader, level, max(max(width, height) // (2 * longest_px), 1)))
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    return np.array(picture)

@@ -9,7 +9,6 @@ and else pasted there. Tiles that other chunks need too are kept in a cache.
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,13 +27,12 @@ from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tile_codecs import UnfitError
+from streamwsi.slides.tiles import has_own_rows, is_own, place_of, targets, tiles_of
 
 _READ_BYTES = 1 << 22
 """Of tiles that are read at once, at most."""
 _Tile = tuple[int, int, UInt8Array]
 """(row, column, out): a tile, and where its pixels go, (tile height, tile width, 3)."""
-_numbers = itertools.count()
-"""Readers are told apart in a cache that they share."""
 
 
 class UndecodableError(Exception):
@@ -85,7 +83,7 @@ class TiffReader:
         except OSError as error:
             raise UnfitError(f"it cannot be opened once more: {error.strerror}") from error
         self._cache = cache if cache is not None else TileCache(TILE_CACHE_BYTES)
-        self._number = next(_numbers)
+        self._number = self._cache.new_owner()
         self._scratch = threading.local()
         self._lock = threading.Lock()
         self._decoded = 0
@@ -117,7 +115,8 @@ class TiffReader:
                 whole.append((*tile, part[2]))
         if whole:
             self._decode_all(file, level, whole)
-        for (row, column), users in self._tiles_of(self.levels[level], others).items():
+        here = self.levels[level]
+        for (row, column), users in tiles_of(here.extent, here.tile, others, self.openslide.background).items():
             self._paste(file, level, row, column, users, own)
 
     def decode_tile(self, level: int, row: int, column: int) -> UInt8Array:
@@ -169,49 +168,24 @@ class TiffReader:
             return None
         return row, column
 
-    def _tiles_of(self, level: TiffLevel, parts: Sequence[Part]) -> dict[tuple[int, int], list[Part]]:
-        """The tiles that parts touch, row by row, each with those parts; what lies outside the level is made background."""
-        (width, height), (tile_w, tile_h) = level.extent, level.tile
-        users: dict[tuple[int, int], list[Part]] = {}
-        for part in parts:
-            x, y, out = part
-            left, top = max(x, 0), max(y, 0)
-            right, bottom = min(x + out.shape[1], width), min(y + out.shape[0], height)
-            if (left, top, right, bottom) != (x, y, x + out.shape[1], y + out.shape[0]):
-                fill(out, self.openslide.background)
-            if left >= right or top >= bottom:
-                continue
-            for row in range(top // tile_h, -(-bottom // tile_h)):
-                for column in range(left // tile_w, -(-right // tile_w)):
-                    users.setdefault((row, column), []).append(part)
-        return users
-
     def _paste(self, file: _File, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> None:
         """Put a tile where it is wanted."""
         level = self.levels[number]
-        tile_w, tile_h = level.tile
-        left, top = column * tile_w, row * tile_h
-        right, bottom = min(left + tile_w, level.extent[0]), min(top + tile_h, level.extent[1])
-        targets = []
-        for x, y, out in users:
-            from_x, from_y = max(left, x), max(top, y)
-            to_x, to_y = min(right, x + out.shape[1]), min(bottom, y + out.shape[0])
-            target = out[from_y - y : to_y - y, from_x - x : to_x - x]
-            targets.append((target, slice(from_y - top, to_y - top), slice(from_x - left, to_x - left)))
+        place = place_of(level.extent, level.tile, row, column)
+        wanted = targets(place, users)
         if level.empty[row, column]:
-            for target, _, _ in targets:
+            for target, _, _ in wanted:
                 fill(target, self.openslide.background)
             return
-        own_rows = own is None or (own[1] <= top and bottom <= own[3])
-        if own is not None and not (own_rows and own[0] <= left and right <= own[2]):
+        if is_own(place, own):
+            tile = self._decode(file, number, row, column, self._scratch_of(level))
+        else:
             tile = self._cache.get(
                 (self._number, number, row, column),
-                lambda: self._decode(file, number, row, column, np.empty((tile_h, tile_w, 3), np.uint8)),
-                passing=own_rows,  # the chunk beside this one is read next, the one below after a whole row of them
+                lambda: self._decode(file, number, row, column, np.empty((*level.tile[::-1], 3), np.uint8)),
+                passing=has_own_rows(place, own),  # the chunk beside this one is read next, the one below after a row of them
             )
-        else:
-            tile = self._decode(file, number, row, column, self._scratch_of(level))
-        for target, rows, columns in targets:
+        for target, rows, columns in wanted:
             target[...] = tile[rows, columns]
 
     def _decode_all(self, file: _File, number: int, tiles: Sequence[_Tile]) -> None:

@@ -6,6 +6,7 @@ than its capacity, and one tile for each thread that decodes.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -37,10 +38,15 @@ class TileCache:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self._lock = threading.Lock()
+        self._owners = itertools.count()
         self._entries: OrderedDict[tuple[Hashable, ...], _Entry] = OrderedDict()
         self._passing: OrderedDict[tuple[Hashable, ...], int] = OrderedDict()
         """Bytes of each passing tile that is there."""
         self._bytes = self._passing_bytes = 0
+
+    def new_owner(self) -> int:
+        """What tells a reader's tiles from those of others."""
+        return next(self._owners)
 
     def get(self, key: tuple[Hashable, ...], decode: Callable[[], UInt8Array], passing: bool = False) -> UInt8Array:
         """The tile called `key`, from the cache or from `decode`; not to be written to.

@@ -47,7 +47,7 @@ def loader(dataset: sw.Dataset, **options: Any) -> sw.SlidingWindowLoader:
         ({"border": "wrap"}, "border must be one of 'pad', 'edge', 'squeeze', 'adaptive', 'crop', got 'wrap'"),
         ({"background": (0, 0, 256)}, r"background must be \(R, G, B\) with each from 0 to 255, got \(0, 0, 256\)"),
         ({"on_bad_region": "ignore"}, "on_bad_region must be one of 'fail', 'skip', got 'ignore'"),
-        ({"reader": "vips"}, "reader must be one of 'auto', 'openslide', 'tiff', got 'vips'"),
+        ({"reader": "vips"}, "reader must be one of 'auto', 'openslide', 'tiff', 'array', got 'vips'"),
         ({"level": "finest"}, "level must be at least 0, got 'finest'"),
         ({"level": -1}, "level must be at least 0, got -1"),
     ],

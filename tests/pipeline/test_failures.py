@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import streamwsi as sw
-from streamwsi.loading.resolve import fingerprint
+from streamwsi.loading.fingerprint import fingerprint
 from tests.helpers import BAD_TILE
 from tests.pipeline.conftest import CLI, workers_of
 from tests.pipeline.test_results import Cli, run

@@ -69,5 +69,5 @@ def test_a_slide_is_opened_by_the_readers_name(bundled, name, reader_name):
 
 
 def test_an_unknown_reader_is_refused_and_the_known_ones_named(bundled):
-    with pytest.raises(ConfigError, match="reader must be one of auto, openslide, tiff, got 'magic'"):
+    with pytest.raises(ConfigError, match="reader must be one of auto, openslide, tiff, array, got 'magic'"):
         open_slide(bundled, "magic")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         ModelError,
         OutputError,
         RunError,
+        SamplingError,
         SlideError,
         StreamwsiError,
         WorkerDied,
@@ -69,6 +70,13 @@ if TYPE_CHECKING:
     from streamwsi.regions.polygon_mask import PolygonMask
     from streamwsi.regions.region import Region, nested_as_holes
     from streamwsi.regions.tissue import TissueMask
+    from streamwsi.sampling.grid_sampler import GridSampler
+    from streamwsi.sampling.point_sampler import PointSampler
+    from streamwsi.sampling.poisson_sampler import PoissonDiskSampler
+    from streamwsi.sampling.random_sampler import RandomSampler
+    from streamwsi.sampling.regions import Annotated, Tissue
+    from streamwsi.sampling.sampler import Places, Sampler
+    from streamwsi.sampling.scene import Scene
     from streamwsi.slides.reader import open_slide
     from streamwsi.summary import Summary, summarize
     from streamwsi.verification import verify
@@ -104,6 +112,7 @@ _WHERE = {
         "ModelError",
         "OutputError",
         "RunError",
+        "SamplingError",
         "SlideError",
         "StreamwsiError",
         "WorkerDied",
@@ -127,6 +136,13 @@ _WHERE = {
     "regions.polygon_mask": ("PolygonMask",),
     "regions.region": ("Region", "nested_as_holes"),
     "regions.tissue": ("TissueMask",),
+    "sampling.grid_sampler": ("GridSampler",),
+    "sampling.point_sampler": ("PointSampler",),
+    "sampling.poisson_sampler": ("PoissonDiskSampler",),
+    "sampling.random_sampler": ("RandomSampler",),
+    "sampling.regions": ("Annotated", "Tissue"),
+    "sampling.sampler": ("Places", "Sampler"),
+    "sampling.scene": ("Scene",),
     "slides.reader": ("open_slide",),
     "summary": ("Summary", "summarize"),
     "verification": ("verify",),

@@ -34,6 +34,10 @@ class RegionError(SlideError):
     """A region of an open slide cannot be read, on a fresh handle too."""
 
 
+class SamplingError(SlideError, ValueError):
+    """Windows cannot be placed on a slide as asked: there is no room, or its region cannot be used. The other slides go on."""
+
+
 class PlanError(StreamwsiError, ValueError):
     """What a sampler gives is no plan: a window twice, or labels that are none."""
 

@@ -1,5 +1,5 @@
-"""Which windows of a slide to look at: samplers, and the regions that they look in.
+"""Where windows lie: on a grid, at random, evenly spread, at given points; on the whole slide or in a region of it.
 
-In: a level, and where to look on the slide.  Out: places of windows.  Reads pixels only to find tissue; knows nothing of chunks
-and processes.
+In: a slide and options.  Out: a table of places.  Reads pixels only where a region is found by looking at the slide; knows
+nothing of chunks, sockets or files of results.
 """

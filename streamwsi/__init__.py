@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from streamwsi.regions.region import Region, nested_as_holes
     from streamwsi.regions.tissue import TissueMask
     from streamwsi.sampling.grid_sampler import GridSampler
+    from streamwsi.sampling.point_files import read_points
     from streamwsi.sampling.point_sampler import PointSampler
     from streamwsi.sampling.poisson_sampler import PoissonDiskSampler
     from streamwsi.sampling.random_sampler import RandomSampler
@@ -137,6 +138,7 @@ _WHERE = {
     "regions.region": ("Region", "nested_as_holes"),
     "regions.tissue": ("TissueMask",),
     "sampling.grid_sampler": ("GridSampler",),
+    "sampling.point_files": ("read_points",),
     "sampling.point_sampler": ("PointSampler",),
     "sampling.poisson_sampler": ("PoissonDiskSampler",),
     "sampling.random_sampler": ("RandomSampler",),

@@ -67,6 +67,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "RandomSampler",
         "PoissonDiskSampler",
         "PointSampler",
+        "read_points",
         "Annotated",
         "Tissue",
         "Sampler",

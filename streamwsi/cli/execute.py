@@ -25,7 +25,7 @@ from streamwsi.errors import ConfigError, DiskError, OutputError, StreamwsiError
 if TYPE_CHECKING:
     from streamwsi.collecting.collector import StreamCollector
     from streamwsi.dataset import Dataset
-    from streamwsi.loading.sliding_window import SlidingWindowLoader
+    from streamwsi.loading.window_loader import WindowLoader
     from streamwsi.pipeline.report import Report
     from streamwsi.writing.stream_writer import StreamWriter
 
@@ -44,7 +44,7 @@ def execute(job: Job, *, overwrite: bool, quiet: bool, as_json: bool) -> int:
     if origin and not quiet:
         click.echo(origin, err=True)
     job = msgspec.structs.replace(job, kernel_size=kernel_size if isinstance(kernel_size, int) else list(kernel_size))
-    loader, writer = _loader(job, kernel_size, resolution), _writer(job)
+    loader, writer = loader_of(job, kernel_size, resolution), _writer(job)
     pipeline = Pipeline(
         loader,
         collectors if job.several else collectors[""],
@@ -132,10 +132,26 @@ def _wanted(collectors: Mapping[str, StreamCollector], attribute: str, option: s
     return next(iter(wanted.values()), None)
 
 
-def _loader(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str, Any]) -> SlidingWindowLoader:
-    from streamwsi.loading.sliding_window import SlidingWindowLoader
+def loader_of(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str, Any]) -> WindowLoader:
+    """The loader that a job asks for."""
+    from streamwsi.cli.sampling import sampler_of
 
     stride: Any = tuple(job.stride) if isinstance(job.stride, list) else job.stride
+    sampler = sampler_of(job, stride)
+    if sampler is not None:
+        from streamwsi.loading.window_loader import WindowLoader
+
+        return WindowLoader(
+            dataset_of(job.slides),
+            kernel_size,
+            sampler,
+            background=job.background,
+            on_bad_region=job.on_bad_region,
+            reader=job.reader,
+            **resolution,
+        )
+    from streamwsi.loading.sliding_window import SlidingWindowLoader
+
     return SlidingWindowLoader(
         dataset_of(job.slides),
         kernel_size,

@@ -119,6 +119,52 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     reader: Annotated[Literal["auto", "openslide", "tiff", "array"], About("What reads the slides.")] = "auto"
     on_bad_region: Annotated[OnBadRegion, About("A region that cannot be read fails its slide, or costs its windows.")] = "fail"
 
+    sampler: Annotated[
+        Literal["grid", "random", "poisson", "points"],
+        About("What chooses the windows: all of a grid, so many at random, evenly spread at random, or around points."),
+    ] = "grid"
+    region: Annotated[
+        str | None,
+        About(
+            "Where windows may lie: tissue (or tissue:lab, tissue:otsu), a mask, annotations, or a folder with a file for each "
+            "slide. Default: anywhere.",
+            path=True,
+            example="annotations/",
+        ),
+    ] = None
+    min_coverage: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        About("Share of a window that must be in the region. Default: 0.5, with a region.", example=0.5),
+    ] = None
+    include: Annotated[list[str] | None, About("Labels of the regions or points that count.", example=["tumour"])] = None
+    exclude: Annotated[list[str] | None, About("Labels of those that do not.", example=["necrosis"])] = None
+    buffer: Annotated[float, About("By how much regions are grown, or shrunk where it is below 0.")] = 0.0
+    buffer_unit: Annotated[Literal["um", "px"], About("Of buffer: micrometres, or level-0 pixels.")] = "um"
+    inverse: Annotated[bool, About("Windows lie outside the region.")] = False
+    nested_as_holes: Annotated[bool, About("A region inside one of its own label is a hole in it.")] = False
+    origin: Annotated[Literal["slide", "region"], About("Where the grid begins.")] = "slide"
+    windows: Annotated[_AtLeastOne | None, About("How many each slide has; of sampler poisson: at most.", example=1000)] = None
+    per_label: Annotated[
+        dict[str, Annotated[int, Meta(ge=0)]],
+        About("How many windows of each label, in place of windows.", example={"tumour": 500}),
+    ] = {}
+    spacing: Annotated[_Above0 | None, About("Of sampler poisson: between centres, at least.", example=200.0)] = None
+    spacing_unit: Annotated[Literal["um", "px"], About("Of spacing: micrometres, or level-0 pixels.")] = "um"
+    points: Annotated[
+        str | None,
+        About("CSV of x and y in level-0 pixels, and of slide and label where needed.", path=True, example="nuclei.csv"),
+    ] = None
+    outside: Annotated[
+        Literal["error", "drop"], About("A point whose window cannot be read whole fails its slide, or is left out.")
+    ] = "error"
+    max_overlap: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        About("Share of a window that it may share with another. Default: 1, no limit.", example=0.0),
+    ] = None
+    margin: Annotated[Annotated[int, Meta(ge=0)], About("Pixels around each window that are read with it.")] = 0
+    seed: Annotated[Annotated[int, Meta(ge=0)], About("Another seed makes another draw.")] = 0
+    epoch: Annotated[Annotated[int, Meta(ge=0)], About("Another epoch makes another draw.")] = 0
+
     format: Annotated[Literal["h5", "hdf5", "csv"], About("Of the patients' files.")] = "h5"
     one_file: Annotated[bool, About("All patients in one file.")] = False
     publish_partial: Annotated[bool, About("Write patients of whom slides failed, as <patient>.partial.")] = False
@@ -202,6 +248,8 @@ def anchored(job: Job, folder: str) -> Job:
     changed: dict[str, Any] = {}
     for name in path_fields():
         value = getattr(job, name)
+        if name == "region" and value is not None and value.partition(":")[0] == "tissue":
+            continue
         changed[name] = [absolute(path) for path in value] if isinstance(value, list) else value and absolute(value)
     if job.collector is not None:
         changed["collector"] = _anchored_spec(job.collector, absolute)

@@ -22,6 +22,7 @@ _LIVE = ("slides", "out", "collector")
 _HEADINGS = {
     "slides": "What is read, where it goes, and what makes the values",
     "kernel_size": "The window",
+    "sampler": "Where to look",
     "format": "The files",
     "collectors": "How the work is done (results do not depend on it, but for batch_size)",
     "transport": "Between the processes",
@@ -99,8 +100,9 @@ def template() -> str:
     for name in Job.__struct_fields__:
         if name in _HEADINGS:
             parts.append(f"## {_HEADINGS[name]}\n")
-        if name != "arguments":  # a table: what stands below it belongs to it
+        if name not in ("arguments", "per_label"):  # tables: what stands below one belongs to it
             parts.append(_explained(Job, name, live=name in _LIVE))
+    parts.append(f"{_comment(help_of(Job, 'per_label'))}#[per_label]\n#tumour = 500\n")
     parts.append(f"{_comment(help_of(Job, 'arguments'))}#[arguments]\n#threshold = 0.5\n")
     parts.append(
         _comment(

@@ -24,6 +24,7 @@ from streamwsi.cli.heatmap import heatmap
 from streamwsi.cli.info import info
 from streamwsi.cli.keys import keys
 from streamwsi.cli.mask import mask
+from streamwsi.cli.preview import preview
 from streamwsi.cli.render import render
 from streamwsi.cli.run import run
 from streamwsi.cli.show import show
@@ -37,7 +38,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, run, info, mask, render, geojson, show, verify, keys, doctor, demo):
+for command in (heatmap, run, info, mask, preview, render, geojson, show, verify, keys, doctor, demo):
     cli.add_command(command)
 
 

@@ -6,9 +6,9 @@ In: what a Job may hold.  Out: click's options; and from their values, a Job.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import PurePath
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import click
@@ -23,13 +23,18 @@ OF_EACH = ("collectors", "devices", "batch_size")
 _NAMED = re.compile(r"([\w-]+)=(.*)", re.DOTALL)
 
 
-def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with an option for every field of a job, and the argument SLIDES."""
+def job_options(
+    command: Callable[..., Any], without: Container[str] = (), changed: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> Callable[..., Any]:
+    """Decorate a command with an option for every field of a job, and the argument SLIDES.
+
+    `without` names fields that it does not take, `changed` what click is told otherwise of some.
+    """
     for name in reversed(Job.__struct_fields__):
         if name == "slides":
             command = click.argument("slides", nargs=-1, required=True)(command)
-        else:
-            command = click.option(option_name(name), name, **_option(name))(command)
+        elif name not in without:
+            command = click.option(option_name(name), name, **{**_option(name), **changed.get(name, {})})(command)
     return command
 
 
@@ -42,6 +47,11 @@ def job_from_options(values: dict[str, Any]) -> Job:
     """The job that the values of options mean. Raises ConfigError naming the option that cannot be."""
     given = {name: value for name, value in values.items() if value not in (None, ())}
     given["slides"] = list(values["slides"])
+    if "per_label" in given:
+        given["per_label"] = _numbers_of(given["per_label"])
+    for name in ("include", "exclude"):
+        if name in given:
+            given[name] = list(given[name])
     specs = [_split_spec(spec) for spec in given.pop("collector")]
     named = {name: value for name in (*OF_EACH, "arguments") if (value := given.pop(name, None))}
     if len(specs) == 1 and specs[0][0] is None:
@@ -98,6 +108,17 @@ def _value(field: str, text: str) -> Any:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 
+def _numbers_of(given: Iterable[str]) -> dict[str, int]:
+    """LABEL=NUMBER pairs."""
+    numbers = {}
+    for pair in given:
+        label, separator, number = pair.rpartition("=")
+        if not separator or not label or not number.isdecimal():
+            raise ConfigError(f"--per-label takes LABEL=NUMBER, got {pair!r}")
+        numbers[label] = int(number)
+    return numbers
+
+
 def _arguments(given: Iterable[str]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON (a number, true, a list) is that, any other is a string."""
     arguments: dict[str, Any] = {}
@@ -117,6 +138,10 @@ def _option(field: str) -> dict[str, Any]:
     said, default = help_of(Job, field), default_of(Job, field)
     if field in ("collector", "arguments", *OF_EACH):
         return _repeatable(field, said)
+    if field == "per_label":
+        return {"multiple": True, "metavar": "LABEL=NUMBER", "help": f"{said} Repeatable."}
+    if field in ("include", "exclude"):
+        return {"multiple": True, "metavar": "LABEL", "help": f"{said} Repeatable."}
     hint = _without_none(hints(Job)[field])
     option: dict[str, Any] = {"help": said}
     if default is msgspec.NODEFAULT:
@@ -129,6 +154,8 @@ def _option(field: str) -> dict[str, Any]:
         return {**option, "type": click.Choice(choices)}
     if field == "background":
         return {**option, "type": Colour(), "help": f"{said.rstrip('.')}; or #RRGGBB."}
+    if field == "shards":
+        return {**option, "type": click.STRING, "metavar": "NUMBER|SIZE"}
     if field in path_fields():
         return {**option, "type": click.Path()}
     if get_origin(hint) in (Union, UnionType):

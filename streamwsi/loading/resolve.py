@@ -17,6 +17,7 @@ from streamwsi.geometry import Border, Grid, cut_chunks
 from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
+from streamwsi.resolution import Resolution
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
@@ -57,9 +58,8 @@ def resolve_slide(
     says so with one; ChoiceError when that code raises anything else.
     """
     wanted = choices.resolution
-    info = wanted.believed(reader.info, slide)
-    opened = Slide(slide.path, slide.id, info)
-    finest, *coarser = wanted.choose(info, slide)
+    scene, (finest, *coarser) = scene_of(reader, patient_id, slide, wanted, options.kernel)
+    info = scene.info
     grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
     tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
     resolutions = wanted.count if wanted.is_several else None
@@ -68,7 +68,6 @@ def resolve_slide(
     margin, sample = 0, None
     if choices.sampler is not None:
         margin = choices.sampler.margin
-        scene = Scene(opened, patient_id, grid.extent, grid.downsample, options.kernel, reader)
         places = _choose_windows(choices.sampler, scene)
         size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
         chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions)
@@ -95,6 +94,20 @@ def resolve_slide(
         zoom=finest.zoom,
         coarser=tuple(coarser) if wanted.is_several else None,
     )
+
+
+def scene_of(
+    reader: SlideReader, patient_id: str, slide: Slide, wanted: Wanted, kernel: tuple[int, int]
+) -> tuple[Scene, tuple[Resolution, ...]]:
+    """What a sampler is told of an open slide, and the resolutions that it is read at, the finest first.
+
+    Raises SlideError and ChoiceError as :func:`resolve_slide` does.
+    """
+    info = wanted.believed(reader.info, slide)
+    resolutions = wanted.choose(info, slide)
+    finest = resolutions[0]
+    opened = Slide(slide.path, slide.id, info)
+    return Scene(opened, patient_id, finest.extent(info), finest.downsample(info), kernel, reader), resolutions
 
 
 def _as_read(tile: tuple[int, int] | None, zoom: float) -> tuple[int, int] | None:

@@ -6,9 +6,9 @@ In: what a Job may hold.  Out: click's options; and from their values, a Job.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import PurePath
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import click
@@ -23,13 +23,18 @@ OF_EACH = ("collectors", "devices", "batch_size")
 _NAMED = re.compile(r"([\w-]+)=(.*)", re.DOTALL)
 
 
-def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with an option for every field of a job, and the argument SLIDES."""
+def job_options(
+    command: Callable[..., Any], without: Container[str] = (), changed: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> Callable[..., Any]:
+    """Decorate a command with an option for every field of a job, and the argument SLIDES.
+
+    `without` names fields that it does not take, `changed` what click is told otherwise of some.
+    """
     for name in reversed(Job.__struct_fields__):
         if name == "slides":
             command = click.argument("slides", nargs=-1, required=True)(command)
-        else:
-            command = click.option(option_name(name), name, **_option(name))(command)
+        elif name not in without:
+            command = click.option(option_name(name), name, **{**_option(name), **changed.get(name, {})})(command)
     return command
 
 
@@ -129,6 +134,8 @@ def _option(field: str) -> dict[str, Any]:
         return {**option, "type": click.Choice(choices)}
     if field == "background":
         return {**option, "type": Colour(), "help": f"{said.rstrip('.')}; or #RRGGBB."}
+    if field == "shards":
+        return {**option, "type": click.STRING, "metavar": "NUMBER|SIZE"}
     if field in path_fields():
         return {**option, "type": click.Path()}
     if get_origin(hint) in (Union, UnionType):

@@ -28,6 +28,7 @@ from benchmarks.contestants import (
     tissue_windows,
 )
 from benchmarks.measure import Outcome, Row, Spread, Timing, best, interleaved, mpx_per_s, ratio, without
+from benchmarks.patches import extract, script
 from benchmarks.profile import Profile, profile_run
 from benchmarks.simulation import simulate
 from benchmarks.slides import BUNDLED, Slides, read_into_page_cache
@@ -224,6 +225,19 @@ def several(setting: Setting) -> Outcome:
     return Outcome(rows, all_taken)
 
 
+def patches(setting: Setting) -> Outcome:
+    """Windows written as PNG, beside a script of two processes with OpenSlide and Pillow."""
+    slide = setting.slides.eighth
+    contestants = {"streamwsi extract": partial(extract, slide), "OpenSlide and Pillow, 2 processes": partial(script, slide)}
+    ours, theirs = (taken := setting.race(contestants, slide)).values()
+    sizes = Spread.of(mine.details["bytes"] / other.details["bytes"] for mine, other in zip(ours, theirs, strict=True))
+    rows = [
+        Row("14", "PNG of windows, whole commands: streamwsi extract ÷ the script", ratio(ours, theirs), aim=1.5),
+        Row("", "the same, bytes written", sizes, aim=1.1, at_most=True),
+    ]
+    return Outcome(rows, taken)
+
+
 def scheduler(setting: Setting) -> Outcome:
     """The scheduler, without a pipeline."""
     n_slides = 1000 if setting.brief else 10_000
@@ -298,6 +312,7 @@ EXPERIMENTS: dict[str, Callable[[Setting], Outcome]] = {
         devices,
         several,
         features,
+        patches,
         scheduler,
         memory,
         startup,

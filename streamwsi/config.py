@@ -12,10 +12,12 @@ import msgspec
 
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import BORDERS, Border
+from streamwsi.images.options import ImageOptions
 
 OnBadRegion = Literal["fail", "skip"]
 Transport = Literal["auto", "shm", "ipc", "tcp"]
 Durability = Literal["process", "power"]
+OutputFormat = Literal["csv", "hdf5", "images"]
 
 
 CHUNK_PX = 1 << 23
@@ -47,7 +49,7 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     """Windows in a batch, at most."""
     format: str
-    """``csv`` or ``hdf5``."""
+    """``csv``, ``hdf5`` or ``images``."""
     one_file: bool
     """All patients in one file."""
     sampler: dict[str, Any] | None = None
@@ -61,6 +63,8 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """The same, in micrometres per pixel."""
     missing_mpp: float | str | None = None
     """Micrometres per level-0 pixel of slides that do not say, or what stands for the callable that gives them."""
+    images: dict[str, Any] = {}
+    """How they are encoded, named and laid out; empty for other formats."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +111,7 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where and how a writer stores pieces."""
 
     folder: str
-    format: Literal["csv", "hdf5"]
+    format: OutputFormat
     one_file: bool = False
     with_labels: bool = False
     """Windows carry labels, which stand in the files."""
@@ -116,6 +120,8 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where the journals lie; None: ``.journal`` in the folder."""
     compression: str | None = None
     """HDF5 only: ``gzip`` or ``lzf`` for the values; None: stored as they are."""
+    images: ImageOptions | None = None
+    """Of the format ``images``, and only of it."""
 
 
 def positive_pair(value: Any, name: str) -> tuple[int, int]:

@@ -262,6 +262,8 @@ class ChunkGrid:
 
 _CHUNK_COST_PX = 64 * 1024
 """What a chunk costs besides its pixels (a lease, a message, a commit), in pixels."""
+MOST_WINDOWS = 8192
+"""In one chunk, by default."""
 _RUN_COST_PX = 4 * 1024
 """What a row of windows in a chunk costs: a run in the journal."""
 _CACHE_SHARE = 0.6
@@ -274,7 +276,7 @@ def cut_chunks(
     chunk_px: int,
     tile: tuple[int, int] | None = None,
     cache_px: int = 1 << 25,
-    max_windows: int = 8192,
+    max_windows: int = MOST_WINDOWS,
     resolutions: int | None = None,
 ) -> ChunkGrid:
     """Cut a grid into chunks of about `chunk_px` pixels, each a multiple of `batch_size` windows where that is possible.

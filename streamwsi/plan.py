@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.errors import ConfigError
-from streamwsi.geometry import Int64Array, Windows
+from streamwsi.geometry import MOST_WINDOWS, Int64Array, Windows
 
-_MOST_WINDOWS = 8192
-"""In one chunk."""
 _BAND_SHARE = 0.6
 """Of the cache, what one row of cells in a band may fill."""
 _LARGEST_PLACE = (1 << 30) - 1
@@ -214,6 +212,7 @@ def cut_sample(
     tile: tuple[int, int] | None = None,
     cache_px: int = 1 << 25,
     resolutions: int | None = None,
+    max_windows: int = MOST_WINDOWS,
 ) -> Int64Array:
     """The chunk of each window, (n,) int64: neighbours together, about `chunk_px` pixels each, in the order of reading.
 
@@ -233,6 +232,8 @@ def cut_sample(
         What the cache of tiles may hold of a row of cells.
     resolutions
         How many there are of each window, which are then packed, however they overlap; None: one.
+    max_windows
+        In one chunk.
 
     The slide is laid out in cells of about that many pixels, along tiles, which are gone through row by row within a band, and
     the windows of a cell row by row: so those that share tiles come one after the other.
@@ -242,7 +243,7 @@ def cut_sample(
         return np.empty(0, np.int64)
     order = _reading_order(start, size, chunk_px, tile or (1, 1), cache_px)
     window_px = math.prod(size) * (resolutions or 1)
-    fits = max(1, min(chunk_px // window_px, _MOST_WINDOWS))
+    fits = max(1, min(chunk_px // window_px, max_windows))
     firsts = np.arange(0, n, min(batch_size, fits))
     placed = start[order]
     low, high = np.minimum.reduceat(placed, firsts), np.maximum.reduceat(placed, firsts) + size
@@ -253,7 +254,7 @@ def cut_sample(
         joined = (min(box[0], left), min(box[1], top), max(box[2], right), max(box[3], bottom))
         packed_px, region_px = (held + count) * window_px, (joined[2] - joined[0]) * (joined[3] - joined[1])
         pixels = packed_px if resolutions is not None else min(region_px, packed_px)
-        if number < 0 or held + count > _MOST_WINDOWS or pixels > chunk_px:
+        if number < 0 or held + count > max_windows or pixels > chunk_px:
             number, held, joined = number + 1, 0, (left, top, right, bottom)
         held, box = held + count, joined
         chunk[order[first : first + count]] = number

@@ -135,7 +135,7 @@ class _Totals:
 
 def _columns(outcome: Outcome, problems: list[str]) -> list[ColumnSummary]:
     """The columns of all files together; what cannot be read is added to `problems`."""
-    if outcome.values is None:
+    if outcome.values is None or outcome.values.holds_bytes:
         return []
     names = outcome.values.column_names
     totals = _Totals(len(names))

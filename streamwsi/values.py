@@ -6,6 +6,7 @@ In: whatever a collector returned.  Out: arrays of one dtype and shape, or typed
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,15 +16,18 @@ import numpy.typing as npt
 from streamwsi.errors import PieceError
 
 _ARRAY_EXT = 1
+BYTES = "bytes"
+"""The dtype of values that are bytes."""
 
 
 class ValueSpec(msgspec.Struct, frozen=True):
     """dtype and shape of one window's value; the same for every window of a run."""
 
     dtype: str
-    """NumPy's name, ``float32``; one of bool, int8–int64, uint8–uint64, float16–float64."""
+    """NumPy's name, ``float32``; one of bool, int8–int64, uint8–uint64, float16–float64. Or ``bytes``, of any length: the
+    contents of files."""
     shape: tuple[int, ...]
-    """Of one window's value; () for a number."""
+    """Of one window's value; () for a number, or for one file."""
     columns: tuple[str, ...] | None = None
     """Names of the flattened values, where the collector gives them."""
 
@@ -31,6 +35,11 @@ class ValueSpec(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """How many numbers one window's value holds."""
         return math.prod(self.shape)
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Values are bytes; their rows are arrays of objects."""
+        return self.dtype == BYTES
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -45,11 +54,15 @@ class ValueSpec(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, rows: npt.NDArray[Any], columns: tuple[str, ...] | None = None) -> ValueSpec:
         """The spec of an array (n, ...) with one row per window."""
-        return cls(rows.dtype.name, rows.shape[1:], columns)
+        return cls(BYTES if rows.dtype == object else rows.dtype.name, rows.shape[1:], columns)
 
     def empty(self) -> npt.NDArray[Any]:
         """(0, ...) of this dtype and shape."""
-        return np.empty((0, *self.shape), self.dtype)
+        return self.blank(0)
+
+    def blank(self, n: int) -> npt.NDArray[Any]:
+        """(n, ...) of this dtype and shape, to be filled."""
+        return np.empty((n, *self.shape), object) if self.holds_bytes else np.zeros((n, *self.shape), self.dtype)
 
 
 def as_rows(result: Any) -> npt.NDArray[Any]:
@@ -65,10 +78,34 @@ def as_rows(result: Any) -> npt.NDArray[Any]:
     except (ValueError, TypeError, RuntimeError) as error:
         raise PieceError(f"expected numbers of one shape, got {type(result).__name__}: {error}") from error
     if not _holds_numbers(rows.dtype):
+        hint = "; bytes go to an ImageStreamWriter" if rows.dtype.kind in "SO" and _has_bytes(rows) else ""
         raise PieceError(
-            f"expected booleans, integers or floats of at most 64 bits, got dtype {rows.dtype} from {type(result).__name__}"
+            f"expected booleans, integers or floats of at most 64 bits, got dtype {rows.dtype} from "
+            f"{type(result).__name__}{hint}"
         )
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")).reshape(rows.shape)
+
+
+def _has_bytes(rows: npt.NDArray[Any]) -> bool:
+    return rows.dtype.kind == "S" or any(isinstance(value, (bytes, bytearray, memoryview)) for value in rows.ravel().tolist())
+
+
+def joined(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], bytes]:
+    """Rows of bytes as their lengths, (n, ...) int64, and all of them, one after the other."""
+    flat = rows.ravel().tolist()
+    lengths = np.fromiter(map(len, flat), np.int64, len(flat)).reshape(rows.shape)
+    return lengths, b"".join(flat)
+
+
+def parted(lengths: npt.NDArray[np.int64], data: bytes | memoryview) -> npt.NDArray[Any]:
+    """The inverse of :func:`joined`: (n, ...) objects, views of `data`. Raises ValueError when the lengths are not those."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if (lengths < 0).any() or (lengths > len(data)).any() or (int(ends[-1]) if len(ends) else 0) != len(data):
+        raise ValueError(f"{lengths.size} lengths do not add up to {len(data)} bytes")
+    view, rows = memoryview(data), np.empty(lengths.size, object)
+    for row, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):  # NumPy would look into views that it is given together
+        rows[row] = view[start:stop]
+    return rows.reshape(lengths.shape)
 
 
 def _holds_numbers(dtype: np.dtype[Any]) -> bool:

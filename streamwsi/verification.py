@@ -14,9 +14,12 @@ import numpy as np
 
 from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError, OutputError
+from streamwsi.geometry import Int64Array
 from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.maps.pieces import read_pieces
-from streamwsi.writing.layout import Layout, run_folders
+from streamwsi.writing.layout import SUFFIXES, Layout, run_folders
+from streamwsi.writing.manifest import windows_in
+from streamwsi.writing.patch_check import folder_problems
 from streamwsi.writing.publish import PublishedPatient, PublishedSlide, checksum_of, read_record
 from streamwsi.writing.run_file import RunFile
 
@@ -30,7 +33,7 @@ class Verdict:
     collector: str = ""
     """The name of its collector, where the run has several."""
     file: str | None = None
-    """Name of its file; None where it has none."""
+    """Name of its file, or of its folder of images; None where it has none."""
     slides: int = 0
     """How many slides it has."""
     expected: int = 0
@@ -52,9 +55,9 @@ class Verdict:
 def verify(folder: str | os.PathLike[str]) -> list[Verdict]:
     """A verdict on each patient of a run, in the order of its dataset; of each collector, where it has several.
 
-    A file is read to its end; its size and checksum are compared with those at publication; its windows with those that the
-    plan has: their number, order, coordinates, each exactly once with one status. Slides that are at hand are compared with
-    what they were.
+    A file is read to its end, as is every image; sizes and checksums are compared with those at publication; the windows with
+    those that the plan has: their number, order, coordinates, each exactly once with one status. Slides that are at hand are
+    compared with what they were.
 
     Raises OutputError when the folder holds no run.
     """
@@ -68,7 +71,7 @@ def _verify_run(folder: Path, collector: str) -> list[Verdict]:
     run = RunFile.read(Layout.of(OutputOptions(folder=str(folder), format="csv")))
     if run is None:
         raise OutputError(f"{folder} holds no run of streamwsi any more")
-    layout = Layout.of(OutputOptions(folder=str(folder), format="csv" if run.defining.format == "csv" else "hdf5"))
+    layout = replace(Layout.of(OutputOptions(folder=str(folder), format="csv")), suffix=SUFFIXES[run.defining.format])
     checked: dict[str, list[str]] = {}
     verdicts = [_verify_patient(layout, run, patient_id, slides, checked) for patient_id, slides in run.patients.items()]
     return [replace(verdict, collector=collector) for verdict in verdicts]
@@ -85,7 +88,8 @@ def _verify_patient(
         return verdict
     verdict.file, verdict.slides = record.file, len(record.slides)
     if record.file not in checked:  # one file may hold many patients
-        checked[record.file] = list(_file_problems(layout.folder / record.file, record))
+        problems_of = _file_problems if record.images is None else folder_problems
+        checked[record.file] = list(problems_of(layout.folder / record.file, record))
     verdict.problems += checked[record.file]
     named = [slide.resolved.id for slide in record.slides]
     if named != list(slides):
@@ -122,23 +126,29 @@ def _verify_rows(path: Path, patient_id: str, slide: PublishedSlide, verdict: Ve
     """The rows of a file are the written windows of the plan, in order, and no others."""
     name = slide.resolved.id
     try:
-        pieces = read_pieces(path, slide=name, patient=patient_id)
-    except MapError as error:
+        rows = windows_in(path, name) if path.is_dir() else _windows_of_pieces(path, name, patient_id)
+    except (MapError, ValueError) as error:
         verdict.problems.append(str(error))
         return
     has_row = np.ones(len(slide.resolved.plan()), bool)
     for first, last, _ in slide.not_written:
         has_row[first : last + 1] = False
     expected = np.flatnonzero(has_row)
-    if not np.array_equal(pieces.index, expected):
-        missing, strange = np.setdiff1d(expected, pieces.index), np.setdiff1d(pieces.index, expected)
+    index, coords, size = rows
+    if not np.array_equal(index, expected):
+        missing, strange = np.setdiff1d(expected, index), np.setdiff1d(index, expected)
         verdict.problems.append(
             f"slide {name!r}: "
             + (f"window {missing[0]} is missing" if len(missing) else f"window {strange[0]} should not have a row")
         )
-    planned = slide.resolved.plan().windows(pieces.index)
-    if not (np.array_equal(planned.xy, pieces.coords) and np.array_equal(planned.size, pieces.size)):
+    planned = slide.resolved.plan().windows(index)
+    if not (np.array_equal(planned.xy, coords) and np.array_equal(planned.size, size)):
         verdict.problems.append(f"slide {name!r}: coordinates are not those of the plan")
+
+
+def _windows_of_pieces(path: Path, slide: str, patient_id: str) -> tuple[Int64Array, Int64Array, Int64Array]:
+    pieces = read_pieces(path, slide=slide, patient=patient_id)
+    return pieces.index, pieces.coords, pieces.size
 
 
 def _verify_source(slide: PublishedSlide, path: str, verdict: Verdict) -> None:

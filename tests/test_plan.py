@@ -105,6 +105,12 @@ def test_overlapping_windows_make_chunks_as_large_as_the_region():
     assert np.bincount(chunk).max() > 20 * (1 << 22) // 256**2
 
 
+def test_a_chunk_has_no_more_windows_than_it_may():
+    start = np.random.default_rng(0).integers(0, 500, (300, 2))
+    assert np.bincount(cut_sample(start, (64, 64), 8, 1 << 22)).max() > 20
+    assert np.bincount(cut_sample(start, (64, 64), 8, 1 << 22, max_windows=20)).max() == 16
+
+
 def test_a_window_too_far_out_is_refused():
     with pytest.raises(ConfigError, match="too far out"):
         Sample.of(np.array([[1 << 31, 0]]), np.zeros(1, np.int64))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from streamwsi.errors import PieceError
-from streamwsi.values import ValueSpec, as_rows, decode_result, encode_result
+from streamwsi.values import ValueSpec, as_rows, decode_result, encode_result, joined, parted
 
 NUMERIC = ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"]
 arrays = st.sampled_from(NUMERIC).flatmap(
@@ -206,3 +206,34 @@ def test_results_are_never_unpickled() -> None:
     strange = msgspec.msgpack.encode(msgspec.msgpack.Ext(7, b"\x80\x04."))
     with pytest.raises(PieceError, match="extension 7"):
         decode_result(strange)
+
+
+# ---- bytes
+
+
+@given(
+    st.tuples(st.integers(0, 5), st.integers(0, 3)).flatmap(
+        lambda shape: st.lists(st.binary(max_size=30), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]).map(
+            lambda parts: (shape, parts)
+        )
+    )
+)
+def test_rows_of_bytes_come_back(case: tuple[tuple[int, int], list[bytes]]) -> None:
+    shape, parts = case
+    rows = np.empty(len(parts), object)
+    rows[:] = parts
+    lengths, data = joined(rows.reshape(shape))
+    assert lengths.shape == shape and lengths.dtype == np.int64 and data == b"".join(parts)
+    found = parted(lengths, data)
+    assert found.shape == shape and [bytes(part) for part in found.ravel()] == parts
+    assert ValueSpec.of(found) == ValueSpec("bytes", shape[1:]) and ValueSpec.of(found).holds_bytes
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=5), st.binary(max_size=20))
+def test_lengths_that_do_not_add_up_are_refused(lengths: list[int], data: bytes) -> None:
+    array = np.array(lengths, np.int64)
+    if all(length >= 0 for length in lengths) and sum(lengths) == len(data):
+        assert b"".join(parted(array, data).tolist()) == data
+    else:
+        with pytest.raises(ValueError, match="do not add up"):
+            parted(array, data)

@@ -35,11 +35,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "StainCollector",
         "HematoxylinCollector",
         "FocusCollector",
+        "Patches",
         "ModelCollector",
         "TorchScriptCollector",
         "ExportedProgramCollector",
     ),
-    "Writers": ("HDF5StreamWriter", "CSVStreamWriter"),
+    "Writers": ("HDF5StreamWriter", "CSVStreamWriter", "ImageStreamWriter"),
     "Running": ("Pipeline", "Report", "verify"),
     "Reading back, maps, pictures": (
         "read_pieces",

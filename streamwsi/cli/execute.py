@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from streamwsi.addresses import is_zarr
-from streamwsi.cli.job import Job, anchored
+from streamwsi.cli.job import OF_IMAGES, Job, anchored, default_of
 from streamwsi.cli.job_file import written
 from streamwsi.cli.summary import summary
 from streamwsi.errors import ConfigError, DiskError, OutputError, StreamwsiError
@@ -165,8 +165,26 @@ def loader_of(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str
 
 
 def _writer(job: Job) -> StreamWriter:
-    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter
+    from streamwsi.images.encoding import FORMATS
+    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter, ImageStreamWriter
 
+    if job.format in FORMATS:
+        if job.one_file:
+            raise ConfigError(f"one_file goes with h5 and csv: images, {job.format} here, lie in a folder for each patient")
+        return ImageStreamWriter(
+            job.out,
+            format=job.format,
+            quality=job.quality,
+            name=job.image_name,
+            by_label=job.by_label,
+            comment=job.comment,
+            shards=job.shards,
+            publish_partial=job.publish_partial,
+            journal_dir=job.journal_dir,
+        )
+    for name in OF_IMAGES:
+        if getattr(job, name) != default_of(Job, name):
+            raise ConfigError(f"{name} goes with images, format {', '.join(FORMATS)}; got format {job.format}")
     kind = CSVStreamWriter if job.format == "csv" else HDF5StreamWriter
     return kind(job.out, one_file=job.one_file, publish_partial=job.publish_partial, journal_dir=job.journal_dir)
 

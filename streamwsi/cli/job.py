@@ -23,6 +23,7 @@ from msgspec import Meta
 from streamwsi.config import CHUNK_PX, TILE_CACHE_BYTES, Durability, OnBadRegion, Transport
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
+from streamwsi.images.options import NAME
 
 _Fields = TypeVar("_Fields", bound=msgspec.Struct)
 _Pixels = Annotated[int, Meta(ge=1)]
@@ -33,6 +34,8 @@ _AtLeastOne = Annotated[int, Meta(ge=1)]
 _Above0 = Annotated[float, Meta(gt=0)]
 _NotNegative = Annotated[float, Meta(ge=0)]
 
+OF_IMAGES = ("quality", "image_name", "by_label", "comment", "shards")
+"""Fields that go with the formats of images."""
 COMMAND_LINE_ONLY = ("overwrite", "quiet", "json")
 """Options that say how a command behaves this time; a job file that held them would overwrite what it is to go on with."""
 
@@ -71,8 +74,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     collector: Annotated[
         str | None,
         About(
-            "What makes the values: mean, tissue, stain, hematoxylin or focus; a model as torchscript:model.pt or "
-            "export:model.pt2; or your own as my_model.py:MyCollector.",
+            "What makes the values: mean, tissue, stain, hematoxylin, focus, or patches for images; a model as "
+            "torchscript:model.pt or export:model.pt2; or your own as my_model.py:MyCollector.",
             example="mean",
         ),
     ] = None
@@ -165,7 +168,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[Annotated[int, Meta(ge=0)], About("Another seed makes another draw.")] = 0
     epoch: Annotated[Annotated[int, Meta(ge=0)], About("Another epoch makes another draw.")] = 0
 
-    format: Annotated[Literal["h5", "hdf5", "csv"], About("Of the patients' files.")] = "h5"
+    format: Annotated[
+        Literal["h5", "hdf5", "csv", "png", "jpeg", "webp"],
+        About("Of the patients' files; png, jpeg and webp: of the images in a folder for each patient."),
+    ] = "h5"
+    quality: Annotated[
+        Annotated[int, Meta(ge=1, le=100)] | None,
+        About("Of jpeg and webp, from 1 to 100. Default: 90.", example=90),
+    ] = None
+    image_name: Annotated[
+        str,
+        About(
+            "What images are called: a template of patient, slide, index, x, y, level, width, height, label, resolution; "
+            "{x:06} is padded."
+        ),
+    ] = NAME
+    by_label: Annotated[bool, About("A folder for each label of images.")] = False
+    comment: Annotated[
+        str | None, About("A text in each image and in the manifest, a template as the name.", example="{slide}: {x}, {y}")
+    ] = None
+    shards: Annotated[
+        _AtLeastOne | str | None,
+        About(
+            "Images in tar files (WebDataset's layout), of so many windows each, or of about such a size, as 500MB.",
+            example=1000,
+        ),
+    ] = None
     one_file: Annotated[bool, About("All patients in one file.")] = False
     publish_partial: Annotated[bool, About("Write patients of whom slides failed, as <patient>.partial.")] = False
     journal_dir: Annotated[

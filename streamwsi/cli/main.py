@@ -19,6 +19,7 @@ import click
 from streamwsi._version import __version__
 from streamwsi.cli.demo import demo
 from streamwsi.cli.doctor import doctor
+from streamwsi.cli.extract import extract
 from streamwsi.cli.geojson import geojson
 from streamwsi.cli.heatmap import heatmap
 from streamwsi.cli.info import info
@@ -38,7 +39,7 @@ def cli() -> None:
     """Stream whole-slide images through a pipeline of processes."""
 
 
-for command in (heatmap, run, info, mask, preview, render, geojson, show, verify, keys, doctor, demo):
+for command in (heatmap, extract, run, info, mask, preview, render, geojson, show, verify, keys, doctor, demo):
     cli.add_command(command)
 
 

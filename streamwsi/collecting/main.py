@@ -17,10 +17,12 @@ import numpy as np
 from streamwsi.chunks import UInt8Array
 from streamwsi.collecting.ahead import Ahead, ChunkWork, Step
 from streamwsi.collecting.collector import StreamCollector
+from streamwsi.collecting.image_rows import ImageRows
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Windows
-from streamwsi.values import ValueSpec
+from streamwsi.images.encoding import ImageEncoding
+from streamwsi.values import ValueSpec, joined
 from streamwsi.wire.channels import DataInput, DataOutputs, Poll, Wakeup
 from streamwsi.wire.messages import (
     AskFinished,
@@ -47,6 +49,9 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None
     max_chunk_bytes: int
     """The largest frame that a chunk can have."""
+    images: ImageEncoding | None = None
+    """How images are encoded, for a writer that stores them; None: for one that stores numbers."""
+    encode_threads: int = 1
 
 
 def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None = None) -> None:
@@ -69,6 +74,7 @@ class _Collector:
         self._wakeup = Wakeup()
         self._poll = Poll(seat.control, self._data, self._wakeup)
         self._ahead = Ahead(options.batch_size)
+        self._images = None if options.images is None else ImageRows(options.images, options.encode_threads)
         self._spec: ValueSpec | None = None
         self._kept: dict[int, weakref.ref[UInt8Array]] = {}
         """Slots that the user's code holds views into, by lease."""
@@ -101,6 +107,8 @@ class _Collector:
 
     def close(self) -> None:
         self._ahead.close()
+        if self._images is not None:
+            self._images.close()
         self._outputs.close()
         self._wakeup.close()
 
@@ -137,7 +145,7 @@ class _Collector:
         """Run the collector over a batch. Raises UserCodeError when it raises, PieceError when its result cannot be stored."""
         work = step.work
         if work.rows is None:
-            work.rows = ChunkRows(work.chunk, self._spec, self._options.columns)
+            work.rows = ChunkRows(work.chunk, self._spec, self._options.columns, self._images)
         if not len(step.members):
             return
         batch = step.batch()
@@ -186,7 +194,7 @@ def pieces_message(work: ChunkWork) -> tuple[Pieces, list[Any]]:
     rows = work.rows
     if rows is None:
         raise RuntimeError(f"chunk {work.number} was not processed")
-    values = np.ascontiguousarray(rows.values())
+    values = rows.values()
     index = np.ascontiguousarray(rows.windows.index)
     header = Pieces(
         lease=work.lease,
@@ -197,7 +205,8 @@ def pieces_message(work: ChunkWork) -> tuple[Pieces, list[Any]]:
         windows=len(index),
         rows=len(values),
     )
-    return header, [index, rows.status, values]
+    payload = joined(values) if header.values.holds_bytes else (np.ascontiguousarray(values),)
+    return header, [index, rows.status, *payload]
 
 
 @contextmanager

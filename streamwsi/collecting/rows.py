@@ -6,7 +6,8 @@ In: a chunk's batches and their results.  Out: a status for each window, and a r
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,51 @@ from streamwsi.geometry import Window, Windows
 from streamwsi.values import ValueSpec, as_rows
 
 
+class RowMaker(Protocol):
+    """Makes rows of what `process` returned. Both raise PieceError naming the windows whose values cannot be stored."""
+
+    def of_batch(self, result: Any, windows: Windows) -> npt.NDArray[Any]:
+        """A row for each of the windows."""
+        ...
+
+    def of_pieces(self, pieces: Sequence[ProcessedPiece]) -> npt.NDArray[Any]:
+        """A row for each piece; there is at least one."""
+        ...
+
+
+class Numbers:
+    """Rows of numbers."""
+
+    def of_batch(self, result: Any, windows: Windows) -> npt.NDArray[Any]:
+        """`result` as an array with one row for each of `windows`; PieceError otherwise."""
+        values = as_rows(result)
+        if values.ndim == 0 or len(values) != len(windows):
+            raise PieceError(
+                f"process returned shape {values.shape}, expected one row for each of {len(windows)} windows: "
+                f"({len(windows)}, …)"
+            )
+        return values
+
+    def of_pieces(self, pieces: Sequence[ProcessedPiece]) -> npt.NDArray[Any]:
+        """The pieces' values, stacked; PieceError where they differ in dtype or shape."""
+        values = [_value_of(piece) for piece in pieces]
+        for piece, value in zip(pieces, values, strict=True):
+            if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
+                raise PieceError(
+                    f"window {piece.window.index}: a value is {value.dtype} of shape {value.shape}, window "
+                    f"{pieces[0].window.index}'s was {values[0].dtype} of shape {values[0].shape}"
+                )
+        return np.stack(values)
+
+
 class ChunkRows:
     """Gathers the results of one chunk's batches, in the order of its windows."""
 
-    def __init__(self, chunk: BigChunk, spec: ValueSpec | None, columns: tuple[str, ...] | None) -> None:
+    def __init__(
+        self, chunk: BigChunk, spec: ValueSpec | None, columns: tuple[str, ...] | None, maker: RowMaker | None = None
+    ) -> None:
         self._columns = columns
+        self._maker: RowMaker = maker or Numbers()
         self._rows: npt.NDArray[Any] | None = None
         self.windows = chunk.windows
         self.spec = spec
@@ -41,7 +82,10 @@ class ChunkRows:
         if isinstance(result, list) and all(isinstance(item, ProcessedPiece) for item in result):
             rows, values = self._from_pieces(rows, windows, result)
         else:
-            values = as_rows_of(result, windows)
+            try:
+                values = self._maker.of_batch(result, windows)
+            except PieceError as error:
+                raise PieceError(f"{_name(windows)}: {error}") from error
         if not len(rows):
             return
         spec = ValueSpec.of(values, self._columns)
@@ -55,7 +99,7 @@ class ChunkRows:
         elif (spec.dtype, spec.shape) != (self.spec.dtype, self.spec.shape):
             raise PieceError(f"{_name(windows)}: a value is {spec}, those before it were {self.spec}")
         if self._rows is None:
-            self._rows = np.zeros((len(self.windows), *spec.shape), spec.dtype)
+            self._rows = spec.blank(len(self.windows))
         self._rows[rows] = values
         self.status[rows] = Status.WRITTEN
 
@@ -86,28 +130,7 @@ class ChunkRows:
             )
         if not pieces:
             return rows[:0], np.empty((0,))
-        values = [_value_of(piece) for piece in pieces]
-        for piece, value in zip(pieces, values, strict=True):
-            if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
-                raise PieceError(
-                    f"window {piece.window.index}: a value is {value.dtype} of shape {value.shape}, window "
-                    f"{pieces[0].window.index}'s was {values[0].dtype} of shape {values[0].shape}"
-                )
-        return np.array([place[piece.window] for piece in pieces], np.intp), np.stack(values)
-
-
-def as_rows_of(result: Any, windows: Windows) -> npt.NDArray[Any]:
-    """`result` as an array with one row for each of `windows`; PieceError otherwise."""
-    try:
-        values = as_rows(result)
-    except PieceError as error:
-        raise PieceError(f"{_name(windows)}: {error}") from error
-    if values.ndim == 0 or len(values) != len(windows):
-        raise PieceError(
-            f"{_name(windows)}: process returned shape {values.shape}, expected one row for each of {len(windows)} windows: "
-            f"({len(windows)}, …)"
-        )
-    return values
+        return np.array([place[piece.window] for piece in pieces], np.intp), self._maker.of_pieces(pieces)
 
 
 def _value_of(piece: ProcessedPiece) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
-from streamwsi.geometry import Border, Grid, cut_chunks
+from streamwsi.geometry import MOST_WINDOWS, Border, Grid, cut_chunks
 from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
@@ -47,6 +47,8 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     min_chunk_interval_s: float
     tile_cache_bytes: int = TILE_CACHE_BYTES
+    max_windows: int = MOST_WINDOWS
+    """In one chunk."""
 
 
 def resolve_slide(
@@ -63,14 +65,16 @@ def resolve_slide(
     grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
     tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
     resolutions = wanted.count if wanted.is_several else None
-    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px, resolutions=resolutions)
+    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px, options.max_windows, resolutions)
     stride: tuple[int, int] | None = options.stride
     margin, sample = 0, None
     if choices.sampler is not None:
         margin = choices.sampler.margin
         places = _choose_windows(choices.sampler, scene)
         size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
-        chunk = cut_sample(places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions)
+        chunk = cut_sample(
+            places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions, options.max_windows
+        )
         sample = Sample.of(places.start, chunk, places.label, places.names)
         stride = places.stride
     return ResolvedSlide(

@@ -162,6 +162,8 @@ def contact_sheet(
     outcome = read_outcome(folder)
     if outcome.collector_mode != "stream":
         raise MapError(f"{outcome.folder}: its collector gathers results ({outcome.collector_mode}), of which there is no map")
+    if outcome.format == "images":
+        raise MapError(f"{outcome.folder}: its run has written images, of which there is no map")
     tiles = list(_tiles(outcome))
     if not tiles:
         raise MapError(f"{outcome.folder}: its run has no slides")

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from streamwsi.config import one_of
 from streamwsi.errors import ConfigError, MapError
 from streamwsi.geometry import Int64Array
-from streamwsi.maps.pieces import Pieces, PieceStream, SlidePlan, flattened, slides_in, stream
+from streamwsi.maps.pieces import Pieces, PieceStream, SlidePlan, flattened, refuse_images, slides_in, stream
 from streamwsi.maps.raster import Map, coarser_for, place, plan_of
 from streamwsi.regions.extra import needed
 from streamwsi.regions.geojson import colour_of
@@ -113,6 +113,7 @@ def export_all(folder: str | os.PathLike[str], target: str | os.PathLike[str] | 
     folder = Path(folder)
     if target is not None and not Path(target).is_dir():
         raise MapError(f"{target} is not a folder; one for the files was expected")
+    refuse_images(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".csv") and not path.name.startswith("."))
     written = [
         export_geojson(path, target, slide, patient=patient, **options) for path in files for patient, slide in slides_in(path)

@@ -28,6 +28,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 from streamwsi.writing.csv_file import LABELLED_COLUMNS, WINDOW_COLUMNS
 from streamwsi.writing.layout import Layout
+from streamwsi.writing.manifest import holds_patch_set
 from streamwsi.writing.publish import PublishedPatient
 
 if TYPE_CHECKING:
@@ -288,7 +289,15 @@ def _find(
     return file, file.heading(patient, slide, channel)
 
 
+def refuse_images(folder: Path) -> None:
+    """Raise MapError where a folder is a patient's of images, or one of such folders."""
+    if holds_patch_set(folder) or any(map(holds_patch_set, folder.iterdir())):
+        raise MapError(f"{folder} holds images, of which there is no map: one is made of the values of a .h5 or .csv file")
+
+
 def _open(path: Path) -> _HDF5Pieces | _CSVPieces:
+    if holds_patch_set(path):
+        raise MapError(f"{path} holds a patient's images; a .h5 or .csv file of values was expected")
     if not path.is_file():
         raise MapError(f"{path} is not a file; a patient's .h5 or .csv file was expected")
     if path.suffix.lower() in (".h5", ".hdf5"):

@@ -17,7 +17,7 @@ from streamwsi.chunks import UInt8Array
 from streamwsi.config import one_of
 from streamwsi.errors import ConfigError, MapError, SlideError
 from streamwsi.maps.colours import Colouring, Range, Scale
-from streamwsi.maps.pieces import PieceStream, SlidePlan, slides_in, stream
+from streamwsi.maps.pieces import PieceStream, SlidePlan, refuse_images, slides_in, stream
 from streamwsi.maps.pyramid import cells_at, level_sizes, write_pyramid
 from streamwsi.maps.raster import Map, coarser_for, place, plan_of
 from streamwsi.maps.sheet import DPI, Sheet, Words, draw
@@ -142,6 +142,7 @@ def render_all(folder: str | os.PathLike[str], target: str | os.PathLike[str] | 
     folder = Path(folder)
     if not folder.is_dir():
         raise MapError(f"{folder} is not a folder; the output folder of a run was expected")
+    refuse_images(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".csv") and not path.name.startswith("."))
     if target is not None and not Path(target).is_dir():
         raise MapError(f"{target} is not a folder; one for the pictures was expected")

@@ -20,7 +20,16 @@ from streamwsi.config import Defining, OutputOptions
 from streamwsi.errors import DiskError, OutputError
 from streamwsi.pipeline.lock import FolderLock
 from streamwsi.values import ValueSpec
-from streamwsi.writing.layout import ALL_PATIENTS, SUFFIXES, Layout, disk_errors, make_folder
+from streamwsi.writing.layout import (
+    ALL_PATIENTS,
+    SUFFIXES,
+    Layout,
+    disk_errors,
+    make_folder,
+    remove_half_written,
+    remove_output,
+)
+from streamwsi.writing.manifest import strange_files
 from streamwsi.writing.publish import PublishedPatient, read_record
 from streamwsi.writing.run_file import RunFile
 
@@ -69,6 +78,7 @@ class OutputFolder:
             self.run = run
             self.run.write(layout)
             _remove_journals_of_published(layout)
+            remove_half_written(layout.folder)
         except BaseException as error:
             self.abandon()
             if isinstance(error, DiskError):
@@ -207,13 +217,15 @@ def _clear(layout: Layout) -> None:
     if run is None:
         return
     of_run = replace(layout, suffix=SUFFIXES[run.defining.format])
-    for partial in (False, True):
-        for final in _final_files(of_run, run, run.patients, partial):
-            final.unlink(missing_ok=True)
+    finals = [final for partial in (False, True) for final in _final_files(of_run, run, run.patients, partial)]
+    for folder in filter(Path.is_dir, finals):
+        _refuse_others_files(folder)
+    for final in finals:
+        remove_output(final)
     for record in [*layout.published_dir.glob("*.json"), *layout.published_dir.glob("*.partial")]:
         record.unlink()
     for half_written in layout.folder.glob(".*.part"):
-        half_written.unlink()
+        remove_output(half_written)
     journals = _journals_of(layout, run)
     for journal in journals.glob("*.sqlite*"):
         journal.unlink()
@@ -222,6 +234,13 @@ def _clear(layout: Layout) -> None:
             journals.rmdir()
     layout.report_file.unlink(missing_ok=True)
     layout.run_file.unlink()
+
+
+def _refuse_others_files(folder: Path) -> None:
+    """Raise OutputError where a patient's folder would be removed with files in it that no run has made."""
+    strange = next(strange_files(folder), None)
+    if strange is not None:
+        raise OutputError(f"{folder / strange} was not made by streamwsi: move it out of the folder, which is to be removed")
 
 
 def _remove_journals_of_published(layout: Layout) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from streamwsi.collecting.collector import StreamCollector, overrides
 from streamwsi.collecting.main import CollectingOptions
+from streamwsi.collecting.ready_made.patches import Patches
 from streamwsi.collecting.spec import Shipped, collector_arguments, collector_name, ship, source_hash
 from streamwsi.config import (
     CHUNK_PX,
@@ -28,10 +29,12 @@ from streamwsi.config import (
     OutputOptions,
     Transport,
     at_least,
+    available_cpus,
     count,
     one_of,
 )
 from streamwsi.errors import ConfigError, OutputError
+from streamwsi.geometry import MOST_WINDOWS
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
@@ -42,12 +45,15 @@ from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.main import WritingOptions
+from streamwsi.writing.patch_set import check_names
 from streamwsi.writing.run_file import RunFile
 from streamwsi.writing.stream_writer import StreamWriter
 
 _CHUNK_SLACK_BYTES = 1 << 20
 _MOST_WINDOWS_TOGETHER = 512
 """Chunks are multiples of every collector's batch, if those have a common multiple that is not larger than this."""
+_MOST_OVERLAP_OF_IMAGES = 4
+"""As many times as its own pixels a chunk's images may have."""
 _ANY_CHUNK_BYTES = 1 << 30
 """A resumed slide keeps the chunks that it was begun with, which may be larger than those asked for now."""
 
@@ -149,6 +155,8 @@ class Pipeline:
             for name in names
         ]
         _check_host(transport, tcp_host, key_dir)
+        if writer.options.images is not None:
+            check_names(writer.options.images, loader.dataset)
         loaders, threads = loaders_and_threads(loaders, threads)
         self._loader, self._writer = loader, writer
         self._quiet, self._overwrite = quiet, overwrite
@@ -243,7 +251,15 @@ class Pipeline:
             threads=execution.threads,
             tile_cache_bytes=execution.tile_cache_bytes,
             min_chunk_interval_s=execution.min_chunk_interval_s,
+            max_windows=self._most_windows(),
         )
+
+    def _most_windows(self) -> int:
+        """Of a chunk: images of windows that overlap are together much larger than the region that they are of."""
+        if self._writer.options.images is None:
+            return MOST_WINDOWS
+        most_px = _MOST_OVERLAP_OF_IMAGES * self._execution.chunk_px
+        return max(1, min(MOST_WINDOWS, most_px // math.prod(self._loader.kernel_size)))
 
     def _branch(self, part: _Part, shipped: Shipped, folder: OutputFolder) -> BranchJob:
         sampler = self._loader.sampler
@@ -259,6 +275,8 @@ class Pipeline:
                 columns=part.columns,
                 device=None,
                 max_chunk_bytes=max(chunk_bytes(self._loader, self._execution.chunk_px) + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
+                images=None if output.images is None else output.images.encoding,
+                encode_threads=max(1, available_cpus() // part.collectors),
             ),
             collector=shipped,
             asks_finished=overrides(part.collector, "is_finished"),
@@ -284,6 +302,7 @@ class Pipeline:
             format=part.output.format,
             one_file=part.output.one_file,
             sampler=None if loader.sampler is None else loader.sampler.describe(),
+            images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
             **loader.resolution.describe(),
         )
 
@@ -307,6 +326,12 @@ class _Part:
     ) -> _Part:
         _check_kind(collector, StreamCollector, "collector" if name is None else f"collector {name!r}")
         _check_collector(collector)
+        if collector.mode != "stream" and output.images is not None:
+            raise ConfigError(
+                f"an ImageStreamWriter goes with mode 'stream': a collector of mode {collector.mode!r} gives no images to files"
+            )
+        if isinstance(collector, Patches) and output.images is None:
+            raise ConfigError("Patches gives images: use it with an ImageStreamWriter")
         if collector.mode != "stream" and output.one_file:
             raise ConfigError(
                 f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"
@@ -322,7 +347,7 @@ class _Part:
             collectors=number,
             devices=names,
             batch_size=count(collector.batch_size if batch_size is None else batch_size, "batch_size"),
-            columns=_columns(collector),
+            columns=None if output.images is not None else _columns(collector),
         )
 
     def execution(self, of_run: Execution) -> Execution:

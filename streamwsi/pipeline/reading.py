@@ -11,6 +11,7 @@ import msgspec
 
 from streamwsi.collecting.spec import Shipped, ship
 from streamwsi.config import available_cpus, count
+from streamwsi.geometry import MOST_WINDOWS
 from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions
 from streamwsi.loading.window_loader import WindowLoader
@@ -37,6 +38,7 @@ def loader_startup(
     threads: int,
     tile_cache_bytes: int,
     min_chunk_interval_s: float = 0.0,
+    max_windows: int = MOST_WINDOWS,
     epoch: int | None = None,
 ) -> LoaderStartup:
     """What loader processes are told; with an `epoch`, the sampler's windows are those of that draw.
@@ -61,6 +63,7 @@ def loader_startup(
             threads=threads,
             min_chunk_interval_s=min_chunk_interval_s,
             tile_cache_bytes=tile_cache_bytes,
+            max_windows=max_windows,
         ),
         level=0 if level is None or callable(level) else level,
         choices=None if simple else ship(Choices(loader.resolution, sampler), "what chooses resolutions and windows"),

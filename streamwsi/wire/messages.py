@@ -372,7 +372,7 @@ class Chunk(Message, frozen=True):
 
 
 class Pieces(Message, frozen=True):
-    """What became of the windows of a chunk; payload: indices, statuses, values."""
+    """What became of the windows of a chunk; payload: indices, statuses, values; of bytes first their lengths."""
 
     lease: int
     patient: int

@@ -37,11 +37,15 @@ class PieceFile(Protocol):
 
 
 def create_piece_file(path: Path, spec: ValueSpec, output: OutputOptions) -> PieceFile:
-    """A new file at `path` in the format that `output` asks for."""
+    """A new file at `path` in the format that `output` asks for; of images, what fills the folder that is there."""
     if output.format == "csv":
         from streamwsi.writing.csv_file import CSVPieceFile
 
         return CSVPieceFile(path, spec, with_patient=output.one_file, with_labels=output.with_labels)
+    if output.images is not None:
+        from streamwsi.writing.patch_set import PatchSetFile
+
+        return PatchSetFile(path, spec, output.images)
     from streamwsi.writing.hdf5_file import HDF5PieceFile
 
     return HDF5PieceFile(path, spec, by_patient=output.one_file, compression=output.compression)

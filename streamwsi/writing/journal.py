@@ -12,7 +12,8 @@ What is on disk once a commit has returned:
     do what they are told.
 
 Pieces are kept as runs of neighbouring windows (a row of a chunk's block is one run), keyed by slide and first window, so
-that reading in key order is reading in window order, with no more than a run in memory. A commit is one transaction; a
+that reading in key order is reading in window order, with no more than a run in memory. Values that are bytes are kept behind
+their lengths. A commit is one transaction; a
 chunk that is committed again changes nothing.
 """
 
@@ -35,7 +36,7 @@ from streamwsi.config import Durability
 from streamwsi.errors import JournalError, PieceError
 from streamwsi.geometry import Int64Array
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.values import ValueSpec
+from streamwsi.values import ValueSpec, joined, parted
 from streamwsi.writing.layout import disk_error, disk_errors, make_folder
 
 _SCHEMA_VERSION = 1
@@ -192,7 +193,7 @@ class Journal:
             for key, chunk, status, values in self._execute(query, (slide << _SLIDE_SHIFT, (slide + 1) << _SLIDE_SHIFT)):
                 statuses = np.frombuffer(status, np.uint8)
                 rows = int(np.count_nonzero(statuses == Status.WRITTEN))
-                decoded = np.frombuffer(values, spec.dtype).reshape(rows, *spec.shape) if spec else np.empty((0,))
+                decoded = _decoded(values, spec, rows) if spec else np.empty((0,))
                 yield Run(key & ((1 << _SLIDE_SHIFT) - 1), chunk, statuses, decoded)
 
     def close(self) -> None:
@@ -286,5 +287,21 @@ def _as_runs(chunk: ChunkPieces) -> Iterator[tuple[int, int, int, bytes, bytes]]
         status = chunk.status[start:stop]
         written = int(np.count_nonzero(status == Status.WRITTEN))
         key = chunk.slide << _SLIDE_SHIFT | int(chunk.index[start])
-        yield key, chunk.chunk, written, status.tobytes(), chunk.values[row : row + written].tobytes()
+        yield key, chunk.chunk, written, status.tobytes(), _encoded(chunk.values[row : row + written])
         row += written
+
+
+def _encoded(rows: npt.NDArray[Any]) -> bytes:
+    """Rows as they are stored; of bytes, their lengths come first."""
+    if rows.dtype != object:
+        return rows.tobytes()
+    lengths, data = joined(rows)
+    return lengths.tobytes() + data
+
+
+def _decoded(stored: bytes, spec: ValueSpec, rows: int) -> npt.NDArray[Any]:
+    """The inverse of :func:`_encoded`."""
+    if not spec.holds_bytes:
+        return np.frombuffer(stored, spec.dtype).reshape(rows, *spec.shape)
+    view, n = memoryview(stored), rows * spec.size
+    return parted(np.frombuffer(stored, np.int64, n).reshape(rows, *spec.shape), view[n * 8 :])

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from pathlib import Path
 from streamwsi.config import OutputOptions
 from streamwsi.errors import DiskError, StreamwsiError
 
-SUFFIXES = {"csv": ".csv", "hdf5": ".h5"}
+SUFFIXES = {"csv": ".csv", "hdf5": ".h5", "images": ""}
+"""Of a patient's file; images are a folder of its name."""
 _JOURNALS = ".journal"
 _RUN_FILE = "run.json"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{20}\.part")
+"""Names of what is not whole."""
 ALL_PATIENTS = "all"
 """Stem of the file that holds every patient, where one was asked for."""
 
@@ -96,13 +100,17 @@ def hashed(patient_id: str) -> str:
     return hashlib.blake2b(patient_id.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
 
 
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{hashed(final.name)}.part")
+
+
 @contextmanager
 def renamed_when_whole(final: Path) -> Iterator[Path]:
     """A path to write to, which gets the name `final` when the block ends well, and is removed when it does not.
 
     The file and its folder entry are on disk before the block is left. Raises DiskError where the disk does not take them.
     """
-    temporary = final.with_name(f".{hashed(final.name)}.part")
+    temporary = _temporary(final)
     with disk_errors(final):
         try:
             yield temporary
@@ -114,6 +122,47 @@ def renamed_when_whole(final: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(final.parent)
+
+
+@contextmanager
+def folder_renamed_when_whole(final: Path) -> Iterator[Path]:
+    """The same for a folder, which is there, empty, when the block begins. Who fills it sees to it that its files are on disk.
+
+    What stands under the final name already is replaced: for a moment there is neither.
+    """
+    temporary = _temporary(final)
+    with disk_errors(final):
+        remove_output(temporary)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for folder, _, _ in os.walk(temporary):
+                sync_folder(Path(folder))
+            remove_output(final)
+            os.replace(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # the first error is what matters
+            raise
+        sync_folder(final.parent)
+
+
+def remove_output(path: Path) -> None:
+    """Remove what stands under a final name, if anything does; a folder is gone from there in one moment, or not at all."""
+    if path.is_dir() and not path.is_symlink():
+        leaving = path if path.name.startswith(".") else path.with_name(f".{hashed(path.name + '/')}.part")
+        if leaving is not path:
+            shutil.rmtree(leaving, ignore_errors=True)
+            os.replace(path, leaving)
+        shutil.rmtree(leaving)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what was being written in a folder, or removed from it, when its process was killed."""
+    for path in folder.glob(".*.part"):
+        if _TEMPORARY.fullmatch(path.name):
+            remove_output(path)
 
 
 def write_whole(final: Path, data: bytes) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamwsi.config import Durability, OutputOptions
 from streamwsi.errors import WireError
 from streamwsi.resolved import ResolvedSlide
+from streamwsi.values import parted
 from streamwsi.wire.channels import DataInput, Poll
 from streamwsi.wire.messages import (
     AllPublished,
@@ -160,10 +162,7 @@ def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) 
     """The pieces that a message carries. Raises WireError when they are not those of the chunk it names."""
     try:
         index, status = np.frombuffer(payload[0], np.int64), np.frombuffer(payload[1], np.uint8)
-        shape = (message.rows, *message.values.shape)
-        values = np.frombuffer(payload[2], message.values.dtype).reshape(shape)
-        if values.shape != shape or values.dtype.kind not in "biuf" or len(payload) != 3:
-            raise ValueError(f"{len(payload)} parts, values of {values.dtype} and {shape}")
+        values = _values_of(message, payload[2:])
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise WireError(f"the parts of the pieces of chunk {message.chunk} do not fit their header: {error}") from error
     chunks = slide.chunks()
@@ -172,6 +171,20 @@ def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) 
     if len(status) != len(index) or status.max(initial=0) > 2 or np.count_nonzero(status == 0) != message.rows:
         raise WireError(f"the statuses of chunk {message.chunk} of slide {slide.id!r} do not fit its rows")
     return ChunkPieces(message.slide, message.chunk, index, status, values, message.values.columns)
+
+
+def _values_of(message: Pieces, payload: list[memoryview]) -> npt.NDArray[Any]:
+    """A row for each written window. Raises ValueError, or another that NumPy has, where the payload is something else."""
+    shape = (message.rows, *message.values.shape)
+    if message.values.holds_bytes:
+        lengths, data = payload
+        values = parted(np.frombuffer(lengths, np.int64).reshape(shape), data.cast("B"))
+    else:
+        (numbers,) = payload
+        values = np.frombuffer(numbers, message.values.dtype).reshape(shape)
+    if values.shape != shape or values.dtype.kind not in "biufO":
+        raise ValueError(f"values of {values.dtype} and {values.shape}, not {shape}")
+    return values
 
 
 def run_publisher(seat: Seat, options: WritingOptions, gatherer: Gatherer | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,15 +20,27 @@ import numpy.typing as npt
 from streamwsi.chunks import ProcessedPiece, Status
 from streamwsi.config import OutputOptions
 from streamwsi.dataset import Patient, Slide
-from streamwsi.errors import JournalError, PieceError
+from streamwsi.errors import JournalError, OutputError, PieceError
 from streamwsi.geometry import Windows
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec, encode_result
 from streamwsi.writing.formats import create_piece_file
 from streamwsi.writing.journal import Journal, Run
-from streamwsi.writing.layout import ALL_PATIENTS, Layout, disk_errors, make_folder, renamed_when_whole, write_whole
+from streamwsi.writing.layout import (
+    ALL_PATIENTS,
+    Layout,
+    disk_errors,
+    folder_renamed_when_whole,
+    make_folder,
+    remove_output,
+    renamed_when_whole,
+    write_whole,
+)
+from streamwsi.writing.manifest import MANIFEST, holds_patch_set, totals_of
 
 _ROWS_AT_ONCE = 4096
+_BYTES_AT_ONCE = 1 << 23
+"""Of images."""
 _NOTHING = ValueSpec("float64", ())
 """What a file without a single value is written as."""
 
@@ -58,10 +71,13 @@ class PublishedPatient(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     """Name of its file in the output folder."""
     size_bytes: int
+    """Of the file; of all images together, where it is a folder of them."""
     checksum: str
-    """BLAKE2b-128 of the file, hexadecimal."""
+    """BLAKE2b-128 of the file, hexadecimal; of a folder's manifest, in which those of the images stand."""
     values: ValueSpec | None
     slides: list[PublishedSlide]
+    images: int | None = None
+    """How many there are in the folder; None: it is a file of values."""
 
 
 class Gatherer(Protocol):
@@ -108,16 +124,17 @@ class SlideRows:
         spec = self._journal.spec or _NOTHING
         indices: list[npt.NDArray[np.int64]] = []
         values: list[npt.NDArray[Any]] = []
-        held = 0
+        held = held_bytes = 0
         for first, status, rows in self._statuses():
             self._count(first, status)
             if len(rows):
                 indices.append(first + np.flatnonzero(status == Status.WRITTEN))
                 values.append(rows)
                 held += len(rows)
-            if held >= _ROWS_AT_ONCE or held * spec.size > 1 << 22:
+                held_bytes += sum(map(len, rows.ravel().tolist())) if spec.holds_bytes else 0
+            if held >= _ROWS_AT_ONCE or held * spec.size > 1 << 22 or held_bytes > _BYTES_AT_ONCE:
                 yield _Block(self._plan.windows(np.concatenate(indices)), np.concatenate(values))
-                indices, values, held = [], [], 0
+                indices, values, held, held_bytes = [], [], 0, 0
         if held:
             yield _Block(self._plan.windows(np.concatenate(indices)), np.concatenate(values))
 
@@ -214,13 +231,22 @@ def publish_patient(
         outdated = layout.result_file(patient.id, partial=True)
     else:
         final = layout.final_file(patient.id, partial)
-        with renamed_when_whole(final) as path:
+        with _whole(final, output) as path:
             _write(path, journal.spec or _NOTHING, output, slides)
         outdated = layout.final_file(patient.id, partial=True)
     with disk_errors(final):
         record = _record(patient.id, final, journal.spec, slides)
     _keep(layout, record, outdated, partial)
     return record, result
+
+
+def _whole(final: Path, output: OutputOptions) -> AbstractContextManager[Path]:
+    """A path for a patient's file, or a folder for the images, that gets its final name when the block ends well."""
+    if output.images is None:
+        return renamed_when_whole(final)
+    if final.exists() and not holds_patch_set(final):
+        raise OutputError(f"{final} is in the way of a patient's images, and was not made by streamwsi: move it")
+    return folder_renamed_when_whole(final)
 
 
 def publish_all(
@@ -305,9 +331,9 @@ def _keep(layout: Layout, record: PublishedPatient, outdated: Path, partial: boo
     """Remove the partial file that a whole one takes the place of, and write the record: with that, a publication is done."""
     make_folder(layout.published_dir)
     if not partial:
-        for path in (outdated, layout.published(record.patient_id, partial=True)):
-            with disk_errors(path):
-                path.unlink(missing_ok=True)
+        with disk_errors(outdated):
+            remove_output(outdated)
+            layout.published(record.patient_id, partial=True).unlink(missing_ok=True)
     write_whole(layout.published(record.patient_id, partial), msgspec.json.encode(record))
 
 
@@ -347,11 +373,13 @@ def _pieces(slides: list[SlideRows], patient: Patient) -> Iterator[ProcessedPiec
 
 
 def _record(patient_id: str, final: Path, spec: ValueSpec | None, slides: list[SlideRows]) -> PublishedPatient:
+    measured = totals_of(final) if final.is_dir() else None
     return PublishedPatient(
         patient_id=patient_id,
         file=final.name,
-        size_bytes=final.stat().st_size,
-        checksum=checksum_of(final),
+        size_bytes=final.stat().st_size if measured is None else measured.bytes,
+        checksum=checksum_of(final if measured is None else final / MANIFEST),
         values=spec,
         slides=[rows.published() for rows in slides],
+        images=None if measured is None else measured.images,
     )

@@ -94,7 +94,6 @@ def test_a_job_file_holds_what_the_options_said(tmp_path: Path, drawn: Path) -> 
         "--include",
         "x",
     ]
-    from streamwsi.cli.heatmap import heatmap
 
     context = heatmap.make_context("heatmap", ["slide.svs", "--out", "out", "--collector", "mean", *options])
     asked = job_from_options({name: value for name, value in context.params.items() if name in Job.__struct_fields__})

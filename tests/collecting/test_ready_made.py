@@ -28,6 +28,9 @@ def batch_of(pixels: np.ndarray) -> Batch:
     return Batch(pixels, windows, sw.Slide(BUNDLED, "s"), sw.Patient("p", {"s": BUNDLED}))
 
 
+OF_NUMBERS = [name for name in READY_MADE if name != "patches"]
+
+
 def values(name: str, pixels: Any, **arguments: Any) -> np.ndarray:
     """(n, m): what the collector called `name` makes of (n, height, width, 3)."""
     collector = READY_MADE[name](**arguments)
@@ -48,19 +51,19 @@ def tiles() -> np.ndarray:
     return np.stack([level[y : y + 310, x : x + 300] for y, x in ((0, 0), (1000, 1000), (1500, 900), (2600, 700))])
 
 
-@pytest.mark.parametrize("name", READY_MADE)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_every_ready_made_collector_keeps_the_contract(name: str, tiles: np.ndarray) -> None:
     found = values(name, tiles)
     assert found.dtype.kind in "biuf" and found.shape == (len(tiles), len(READY_MADE[name]().columns or ()))
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("name", READY_MADE)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_of_several_resolutions_the_finest_counts(name: str, tiles: np.ndarray) -> None:
     np.testing.assert_array_equal(values(name, np.stack([tiles, 255 - tiles], axis=1)), values(name, tiles))
 
 
-@pytest.mark.parametrize("name", READY_MADE)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**32 - 1))
 def test_a_windows_value_depends_on_that_window_alone(name: str, height: int, width: int, n: int, seed: int) -> None:
     """To the last bit: files are the same however windows were cut into chunks."""
@@ -73,7 +76,7 @@ def test_a_windows_value_depends_on_that_window_alone(name: str, height: int, wi
     )
 
 
-@pytest.mark.parametrize("name", READY_MADE)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_memory_does_not_grow_with_the_batch(name: str) -> None:
     pixels = np.zeros((6, 1024, 1024, 3), np.uint8)
     collector, batch = READY_MADE[name](), batch_of(pixels)
@@ -101,7 +104,7 @@ def test_blocks_hold_every_row_of_every_window(n: int, height: int, width: int, 
     assert (pixels[:, : height - overlap] == 1).all()
 
 
-@pytest.mark.parametrize("name", READY_MADE)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_arguments_that_it_does_not_have_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"collector '{name}' cannot be made with arguments .*'colour': 'red'"):
         find_collector(name, {"colour": "red"})
@@ -250,3 +253,7 @@ def test_the_sharpest_there_can_be_does_not_overflow() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (2, 90), (90, 2)])
 def test_a_window_without_an_inside_has_no_focus(shape: tuple[int, int]) -> None:
     assert np.isnan(values("focus", np.zeros((3, *shape, 3)))).all()
+
+
+def test_patches_are_the_pixels(tiles: np.ndarray) -> None:
+    np.testing.assert_array_equal(values("patches", tiles), tiles)

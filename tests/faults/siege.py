@@ -56,6 +56,7 @@ KINDS = {
     "accumulate": ("Sum",),
     "collect": ("Table",),
     "stopped": ("Few", "--format", "csv"),
+    "images": ("Pictures", "--format", "png"),
 }
 """The collector and the options of each kind of run."""
 TRANSPORTS = ("shm", "ipc", "tcp")
@@ -427,8 +428,8 @@ class Siege:
         """The same files as those of an undisturbed run, whole, accounted for; nothing else; nothing committed done again."""
         assert names_in(self.out) == names_in(self._expected), self.words()
         self._check_whole()
-        verified = CliRunner().invoke(cli, ["verify", str(self.out)])
-        assert verified.exit_code == 0, f"{verified.output}\n{self.words()}"
+        verified = CliRunner().invoke(cli, ["verify", str(self.out)], standalone_mode=False)
+        assert verified.return_value == 0, f"{verified.output}\n{self.words()}"
         self._check_report()
         again = self._done_again(by_later_runs=True)
         self.repeated, self.overtaken = len(again), len(self._done_again(by_later_runs=False))
@@ -441,7 +442,7 @@ class Siege:
     def _check_whole(self) -> bool:
         """What bears a final name is what an undisturbed run makes, at any moment."""
         if self.out != self._expected:
-            for path in self.out.glob("[!.]*.*"):
+            for path in self.out.glob("[!.]*"):
                 found = path.stat()
                 version = (found.st_ino, found.st_size, found.st_mtime_ns)
                 if path.name == "job.toml":  # whole, but each run has other options of execution
@@ -549,7 +550,12 @@ def names_in(out: Path) -> set[str]:
 
 
 def same(path: Path, expected: Path) -> bool:
-    """Whether two files hold the same: byte for byte, or, of HDF5, datasets and attributes."""
+    """Whether two files hold the same: byte for byte, or, of HDF5, datasets and attributes; of folders, each file in them."""
+    if path.is_dir():
+        names = names_in(path)
+        return names == names_in(expected) and all(
+            (path / name).read_bytes() == (expected / name).read_bytes() for name in names
+        )
     if path.suffix != ".h5":
         return path.read_bytes() == expected.read_bytes()
     found, wanted = contents(path), contents(expected)

@@ -90,6 +90,17 @@ def test_one_file_of_all_patients_appears_for_all_of_them_or_for_none(scene: Sce
     counted(besieged(scene, "one-file", tmp_path, points, pause_s=0.0))
 
 
+def test_folders_of_images_appear_whole_whatever_is_killed(scene: Scene, tmp_path: Path, counted: Counted) -> None:
+    points = [
+        Point("publisher", *TORN_FILE),
+        Point("publisher", "before fsync of file", 9, "all"),  # among the images
+        Point("publisher", "after replace of file", 1, "all"),  # there is a folder without a record
+        Point("publisher", "after replace of file", 1),  # which gives way to a new one
+        Point("publisher", "before replace of record", 1, "all"),
+    ]
+    counted(besieged(scene, "images", tmp_path, points, pause_s=0.0))
+
+
 @pytest.mark.parametrize("mode", ["accumulate", "collect"])
 def test_results_are_gathered_alike_after_kills(
     scene: Scene, tmp_path: Path, mode: str, chance: random.Random, counted: Counted

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from streamwsi.verification import verify
 from tests.pipeline.conftest import CLI
 from tests.pipeline.test_results import arrays_of
 
@@ -31,6 +32,10 @@ import streamwsi as sw
 class Wide(sw.StreamCollector):
     def process(self, batch):
         return np.outer(batch.pixels.mean(axis=(1, 2, 3)), np.arange(1, 301))
+
+class Pictures(sw.StreamCollector):
+    def process(self, batch):
+        return batch.pixels
 
 class Spoiling(Wide):
     # does something to a disk, the first time only
@@ -252,6 +257,22 @@ def test_a_disk_that_is_full_at_publication_ends_the_run_and_leaves_nothing_half
             assert np.array_equal(arrays[f"{patient}/{patient}/features"], expected[f"{patient}/features"])
     else:
         assert_same(out, undisturbed, format)
+
+
+def test_a_disk_that_is_full_of_images_ends_the_run_and_leaves_no_folder(
+    disk: Callable[[str], Disk], heatmap: Heatmap, tmp_path: Path
+) -> None:
+    small = disk("1m")
+    out = small.path / "out"
+    command = (out, "--journal-dir", tmp_path / "journals", "--format", "jpeg", "--quality", 100)
+    done = heatmap(*command, collector="Pictures")
+    assert_clear(done, 3, out / "copy", "cannot be written", "No space left on device")
+    assert not half_written(small.path) and not any((out / patient).exists() for patient in PATIENTS)
+    small.make_room()
+    done = heatmap(*command, collector="Pictures")
+    assert done.returncode == 0, done.stderr
+    assert [len(list((out / patient).iterdir())) for patient in PATIENTS] == [109, 109]
+    assert [verdict.problems for verdict in verify(out)] == [[], []]
 
 
 def test_a_disk_that_has_no_room_for_run_json_any_more_ends_the_run(

@@ -462,7 +462,7 @@ def committed_rows(writer: Stage) -> list[int]:
 @settings(max_examples=200)
 @given(
     chunk=st.integers(-(1 << 63), (1 << 64) - 1),
-    dtype=st.sampled_from(["float64", "float32", "bool", "int8", "uint64", "object", "V8", "U4", "<f8", "", "f8,f8"])
+    dtype=st.sampled_from(["float64", "float32", "bool", "int8", "uint64", "bytes", "object", "V8", "U4", "<f8", "", "f8,f8"])
     | st.text(),
     shape=st.lists(st.integers(-(1 << 63), (1 << 64) - 1) | st.integers(0, 4), max_size=4),
     rows=st.integers(-(1 << 63), (1 << 64) - 1) | st.integers(0, 8),

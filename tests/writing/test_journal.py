@@ -289,3 +289,41 @@ def test_every_commit_that_was_acknowledged_survives_a_kill(path: Path) -> None:
         assert set(acknowledged) <= set(committed)
         expected = np.sort(np.concatenate([slide.chunks().indices(chunk) for chunk in committed]))
         np.testing.assert_array_equal(contents(journal)[2], expected)
+
+
+# ---- values that are bytes
+
+
+@given(
+    block=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    several=st.integers(0, 3),
+    data=st.data(),
+)
+def test_bytes_of_any_length_come_back_in_window_order(
+    tmp_path_factory: pytest.TempPathFactory, block: tuple[int, int], several: int, data: st.DataObject
+) -> None:
+    slide = resolved_slide((70, 60), block=block)
+    n = len(slide.grid())
+    shape = (several,) if several else ()
+    status = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)), np.uint8)
+    values = np.empty((n, *shape), object)
+    values.ravel()[:] = data.draw(st.lists(st.binary(max_size=20), min_size=values.size, max_size=values.size))
+    order = data.draw(st.permutations(range(len(slide.chunks()))))
+    with Journal(tmp_path_factory.mktemp("journal") / "p1.sqlite") as journal:
+        fill(journal, slide, values, status, order)
+        index, found_status, rows = contents(journal)
+        if (status == Status.WRITTEN).any():
+            assert journal.spec == ValueSpec("bytes", shape)
+            assert [bytes(row) for row in rows.ravel()] == values[status == Status.WRITTEN].ravel().tolist()
+    np.testing.assert_array_equal(index, np.arange(n))
+    np.testing.assert_array_equal(found_status, status)
+
+
+def test_numbers_after_bytes_are_refused(path: Path) -> None:
+    slide = resolved_slide()
+    values = np.empty(len(slide.grid()), object)
+    values[:] = b"picture"
+    with Journal(path) as journal:
+        fill(journal, slide, values, chunks=[0])
+        with pytest.raises(PieceError, match=r"a value is float32 of shape \(\), those before it were bytes of shape \(\)"):
+            fill(journal, slide, numbers("float32", (len(values),)), chunks=[1])

@@ -9,6 +9,7 @@ from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.ready_made.focus import FocusCollector
 from streamwsi.collecting.ready_made.hematoxylin import HematoxylinCollector
 from streamwsi.collecting.ready_made.mean import MeanCollector
+from streamwsi.collecting.ready_made.patches import Patches
 from streamwsi.collecting.ready_made.stain import StainCollector
 from streamwsi.collecting.ready_made.tissue import TissueCollector
 
@@ -17,6 +18,7 @@ __all__ = [
     "FocusCollector",
     "HematoxylinCollector",
     "MeanCollector",
+    "Patches",
     "StainCollector",
     "TissueCollector",
 ]
@@ -27,5 +29,6 @@ READY_MADE: dict[str, type[StreamCollector]] = {
     "stain": StainCollector,
     "tissue": TissueCollector,
     "focus": FocusCollector,
+    "patches": Patches,
 }
 """By the names that the command line knows."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 import streamwsi as sw
 from streamwsi.collecting.models.configuration import Resize
-from streamwsi.collecting.rows import as_rows_of
+from streamwsi.collecting.rows import Numbers
 from streamwsi.collecting.spec import collector_arguments, collector_name, find_collector
 from streamwsi.errors import ConfigError, ModelError
 from streamwsi.geometry import Grid
@@ -104,7 +104,7 @@ def of(collector: sw.StreamCollector, pixels: np.ndarray) -> np.ndarray:
     """The rows that a run would store."""
     collector.setup()
     batch = batch_of(pixels)
-    rows = as_rows_of(collector.process(batch), batch.windows)
+    rows = Numbers().of_batch(collector.process(batch), batch.windows)
     collector.teardown()
     return rows
 

@@ -49,6 +49,7 @@ FIRST, COMMIT, BETWEEN, PUBLICATION, LAST = MOMENTS = (
 PATIENTS = {"anna": ["H&E"], "bert": ["H&E", "second"], "cara": ["H&E"]}
 WINDOWS = 108
 """Of each slide."""
+_SAMPLED = ("--sampler", "random", "--windows", str(WINDOWS), "--seed", "7", "--max-overlap", "0.5")
 KINDS = {
     "csv": ("Mean", "--format", "csv"),
     "h5": ("Mean", "--format", "h5"),
@@ -57,6 +58,7 @@ KINDS = {
     "collect": ("Table",),
     "stopped": ("Few", "--format", "csv"),
     "images": ("Pictures", "--format", "png"),
+    "sampled": ("Mean", "--format", "h5", "--kernel-size", "128", *_SAMPLED),
 }
 """The collector and the options of each kind of run."""
 TRANSPORTS = ("shm", "ipc", "tcp")

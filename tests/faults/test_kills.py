@@ -117,7 +117,7 @@ def test_results_are_gathered_alike_after_kills(
     assert not siege.missed()
 
 
-@pytest.mark.parametrize("kind", ["csv", "h5", "stopped"])
+@pytest.mark.parametrize("kind", ["csv", "h5", "stopped", "sampled"])
 def test_files_are_the_same_after_kills_at_random_moments(
     scene: Scene, tmp_path: Path, kind: str, chance: random.Random, counted: Counted
 ) -> None:

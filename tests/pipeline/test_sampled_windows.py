@@ -229,3 +229,44 @@ def test_only_the_tiles_under_the_windows_are_decoded(bundled: Path, tmp_path: P
         for row in range(y // tile_h, (y + KERNEL - 1) // tile_h + 1)
     }
     assert slide.tiles_decoded == slide.tiles_distinct == len(touched)
+
+
+def test_windows_outside_the_tissue_are_neither_read_nor_written(shared_slides: Path, bundled: Path, tmp_path: Path) -> None:
+    mask = sw.read_mask(shared_slides / "annotations" / "CMU-1-Small-Region.tissue-mask.npy", slide=bundled)
+    sampler = sw.GridSampler(region=mask, min_coverage=0.05)
+    dataset = sw.Dataset([sw.Patient("p", {"s": bundled})])
+    for name, loader in (
+        ("tissue", sw.WindowLoader(dataset, 240, sampler)),
+        ("all", sw.SlidingWindowLoader(dataset, 240)),
+    ):
+        report = sw.Pipeline(loader, sw.MeanCollector(), sw.HDF5StreamWriter(tmp_path / name), quiet=True).run()
+        assert isinstance(report, sw.Report)
+        if name == "tissue":
+            (slide,) = report.patients[0].slides
+    tissue, whole = (sw.read_pieces(tmp_path / name / "p.h5") for name in ("tissue", "all"))
+    kept = mask.coverage(whole.coords, 240) >= 0.05
+    assert 0 < kept.sum() < len(whole)
+    np.testing.assert_array_equal(tissue.coords, whole.coords[kept])
+    np.testing.assert_array_equal(tissue.values, whole.values[kept])
+    # tiles of 240 px: one for each window
+    assert slide.tiles_decoded == slide.tiles_distinct == kept.sum()
+    heat, full = sw.read_map(tmp_path / "tissue" / "p.h5"), sw.read_map(tmp_path / "all" / "p.h5")
+    there = kept.reshape(full.values.shape[:2])
+    np.testing.assert_array_equal(np.isnan(heat.values[..., 0]), ~there)
+    np.testing.assert_allclose(heat.values[there], full.values[there], rtol=1e-12)
+
+
+def test_a_random_sample_is_the_same_whatever_reads_it(bundled: Path, tmp_path: Path) -> None:
+    sampler = sw.RandomSampler(70, max_overlap=0.5, seed=0)
+    run(bundled, tmp_path / "one", sampler)
+    run(bundled, tmp_path / "two", sampler, loaders=2, collectors=2, writers=2, transport="ipc", chunk_px=1 << 16)
+    assert (tmp_path / "one" / "p.csv").read_bytes() == (tmp_path / "two" / "p.csv").read_bytes()
+    run(bundled, tmp_path / "next", sampler.at_epoch(1))
+    assert (tmp_path / "one" / "p.csv").read_bytes() != (tmp_path / "next" / "p.csv").read_bytes()
+
+
+def test_a_slide_without_room_fails_and_says_how_many_fit(bundled: Path, tmp_path: Path) -> None:
+    report = run(bundled, tmp_path, sw.RandomSampler(100_000, max_overlap=0))
+    (slide,) = report.patients[0].slides
+    assert report.exit_code == 1 and slide.state == "failed"
+    assert "has no room for 100000 windows: " in (slide.reason or "") and " were placed at random" in (slide.reason or "")

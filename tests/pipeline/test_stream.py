@@ -513,6 +513,7 @@ def in_a_fork(work: Callable[[], bool]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads; that is what is tested
         pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # it ends, whatever happens in it
         try:
             os._exit(0 if work() else 3)
         finally:

@@ -109,7 +109,8 @@ class MixedBatch:
     """Windows of several big chunks, and of several slides perhaps, stacked for a model; all of one size."""
 
     pixels: UInt8Array
-    """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for."""
+    """(n, height, width, 3) uint8, RGB, contiguous, as those of a :class:`Batch`: (n, r, height, width, 3) of several
+    resolutions; with the margin around the windows, where one was asked for."""
     windows: Windows
     """Their windows, in the rows' order."""
     slides: tuple[Slide, ...]

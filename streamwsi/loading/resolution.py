@@ -81,7 +81,8 @@ class Wanted:
         return self.levels is not None or self.mpps is not None
 
     def believed(self, info: SlideInfo, slide: Slide) -> SlideInfo:
-        """What the reader says of a slide, with `missing_mpp` where its resolution is missing or cannot be believed.
+        """What the reader says of a slide, with `missing_mpp` where its resolution is missing or cannot be believed, and
+        without an objective power that contradicts it.
 
         Raises SlideError when a callable gives what cannot be, or says with one that the slide is not to be used; ChoiceError
         when it raises anything else.
@@ -95,7 +96,8 @@ class Wanted:
                 mpp = _possible(_of_callable(mpp, Slide(slide.path, slide.id, info), "missing_mpp"), "what missing_mpp gives")
             except ConfigError as error:
                 raise SlideError(f"{slide.path} {why}; {error}") from None
-        return msgspec.structs.replace(info, mpp=(mpp, mpp))
+        contradicted = why_not_believed((mpp, mpp), None, info.power) is not None
+        return msgspec.structs.replace(info, mpp=(mpp, mpp), power=None if contradicted else info.power)
 
     def choose(self, info: SlideInfo, slide: Slide, tolerance: float = TOLERANCE) -> tuple[Resolution, ...]:
         """The resolutions of a slide, the finest first; `info` is what :meth:`believed` gives.

@@ -81,7 +81,7 @@ class Mixer:
         self._batch_size = batch_size
         self._draw: Draw[int] = Draw(pool, random)
         self._members: dict[int, _Member] = {}
-        self._filling: dict[tuple[int, int], _Filling] = {}
+        self._filling: dict[tuple[int, ...], _Filling] = {}
         """By (width, height), the oldest first."""
         self._full: deque[_Filling] = deque()
         self._copies: list[_Copy] = []
@@ -144,24 +144,24 @@ class Mixer:
     def _place(self, member: _Member, part: int) -> None:
         """Have a window copied into the batch that it goes into."""
         chunk, row = member.work.chunk, member.rows[part]
-        width, height = size = chunk.size_px(row)
-        filling = self._filling.get(size)
+        pixels = chunk.pixels_of(row)
+        filling = self._filling.get(pixels.shape)
         if filling is None:
             if len(self._filling) == _MOST_SIZES:
                 self._finish(next(iter(self._filling)))
-            shape = (self._batch_size, height, width, 3)
-            filling = _Filling(self._memory.take(self._batch_size * height * width * 3).reshape(shape), chunk.margin)
-            self._filling[size] = filling
+            memory = self._memory.take(self._batch_size * pixels.size)
+            filling = _Filling(memory.reshape(self._batch_size, *pixels.shape), chunk.margin)
+            self._filling[pixels.shape] = filling
         self._copies.append(_Copy(chunk, row, filling.pixels[len(filling.rows)]))
         filling.rows.append((member.windows, row))
         filling.slides.append(member.work.slide)
         filling.patients.append(member.work.patient)
         if len(filling.rows) == self._batch_size:
-            self._finish(size)
+            self._finish(pixels.shape)
 
-    def _finish(self, size: tuple[int, int]) -> None:
+    def _finish(self, shape: tuple[int, ...]) -> None:
         """A batch has all the windows that it gets."""
-        filling = self._filling.pop(size)
+        filling = self._filling.pop(shape)
         filling.copied = self._copy()
         self._full.append(filling)
 

@@ -277,3 +277,17 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(small: Path, 
     assert whole.keys() == resumed.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], resumed[name])
+
+
+def test_a_stream_has_the_windows_of_every_resolution_shuffled_or_not(small: Path) -> None:
+    dataset = sw.Dataset([sw.Patient("p", {"s": small})])
+    loader = sw.SlidingWindowLoader(dataset, KERNEL, KERNEL * 2, mpps=COARSE, missing_mpp=0.499)
+    image, passes = level_image(small, 0), []
+    for options in ({}, {"shuffle": 1}):
+        with sw.stream(loader, batch_size=7, chunk_px=1 << 17, **options) as stream:
+            passes.append({one.window.index: one.pixels.copy() for batch in stream for one in batch})
+    assert passes[0].keys() == passes[1].keys() and len(passes[0]) == 24
+    for index, pixels in passes[0].items():
+        np.testing.assert_array_equal(passes[1][index], pixels)
+    start = 2 * KERNEL, KERNEL * 2
+    assert [sum_of(one) for one in passes[0][7]] == expected_sums(image, start)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 
@@ -16,16 +17,19 @@ from streamwsi.collecting.ahead import ChunkWork
 from streamwsi.dataset import Patient, Slide
 from streamwsi.pipeline.stream_mixer import Mixer
 from streamwsi.pipeline.stream_order import random_of
+from streamwsi.resolution import Resolution
 from tests.writing.fabricate import resolved_slide
 
 PATIENT = Patient("p", {"s": "/slide"})
 
 
-def work(number: int, border: str = "pad", skip: int = 0) -> ChunkWork:
+def work(number: int, border: str = "pad", skip: int = 0, several: bool = False) -> ChunkWork:
     """A chunk of a slide of its own, whose pixels say what they are of."""
     resolved = resolved_slide(
         extent=(70 + number, 50), kernel=(16, 16), stride=(12, 16), block=(9, 9), border=border, id=f"s{number}"
     )
+    if several:
+        resolved = msgspec.structs.replace(resolved, coarser=(Resolution(0, 2.0),))
     chunk = resolved.blank_chunk(0)
     chunk.pixels[...] = np.random.default_rng(number).integers(0, 256, chunk.pixels.shape, np.uint8)
     chunk.skipped[:skip] = True
@@ -63,11 +67,11 @@ def places(batches: list[MixedBatch]) -> list[tuple[str, int]]:
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 4), st.sampled_from(["pad", "adaptive"]), st.data())
+@given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 4), st.sampled_from(["pad", "adaptive"]), st.booleans(), st.data())
 def test_each_window_comes_once_with_its_pixels(
-    n_chunks: int, batch_size: int, pool: int, border: str, data: st.DataObject
+    n_chunks: int, batch_size: int, pool: int, border: str, several: bool, data: st.DataObject
 ) -> None:
-    works = [work(number, border, skip=number) for number in range(n_chunks)]
+    works = [work(number, border, skip=number, several=several) for number in range(n_chunks)]
     batches = mixed(works, batch_size, pool)
     expected = {(each.slide.id, int(i)): each for each in works for i in each.chunk.windows.index[~each.chunk.skipped]}
     assert sorted(places(batches)) == sorted(expected)

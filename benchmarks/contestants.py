@@ -30,8 +30,6 @@ import streamwsi as sw
 from benchmarks.collectors import Touch, touch
 from benchmarks.measure import Timing, available_cpus
 from benchmarks.slides import BUNDLED, TILE_PX
-from streamwsi.sampling.sampler import Places, Sampler
-from streamwsi.sampling.scene import Scene
 
 BATCH_SIZE = 32
 REGION_WIDTH_PX = 8192
@@ -261,8 +259,8 @@ def _data_loader_s(path: Path, windows: Sequence[tuple[int, int]], kernel: int) 
 # ---- windows under a mask
 
 
-def tissue_windows(path: Path, kernel: int) -> list[tuple[int, int]]:
-    """(x, y) of windows side by side, row by row, at least half of which is tissue.
+def on_tissue(path: Path) -> sw.GridSampler:
+    """Windows side by side at least half of which is tissue.
 
     The slides built here are tissue from edge to edge; what is taken for it has the outlines that the bundled slide's has,
     stretched over the whole slide.
@@ -271,42 +269,29 @@ def tissue_windows(path: Path, kernel: int) -> list[tuple[int, int]]:
         width, height = slide.dimensions
     shape = sw.TissueMask(BUNDLED, mpp=4).array
     mask = sw.Mask(shape, scale=(width / shape.shape[1], height / shape.shape[0]), offset=(0, 0))
-    across, down = np.arange(0, width - kernel + 1, kernel), np.arange(0, height - kernel + 1, kernel)
-    windows = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
-    return [(x, y) for x, y in windows[mask.coverage(windows, np.full_like(windows, kernel)) >= 0.5].tolist()]
+    return sw.GridSampler(border="crop", region=mask, min_coverage=0.5)
 
 
-class Given(Sampler):
-    """Windows side by side that were chosen beforehand."""
-
-    def __init__(self, windows: Sequence[tuple[int, int]], kernel: int) -> None:
-        self._start, self._kernel = np.array(windows, np.int64), kernel
-
-    def places(self, scene: Scene) -> Places:
-        """All of them."""
-        return Places(self._start, stride=(self._kernel, self._kernel))
-
-    def describe(self) -> dict[str, Any]:
-        """Nothing is written that it would have to be compared with."""
-        return {}
+def sampled_windows(path: Path, kernel: int, sampler: sw.GridSampler) -> list[tuple[int, int]]:
+    """(x, y) of a sampler's windows, in their order."""
+    with sw.open_slide(path) as reader:
+        slide = sw.Slide(path, path.stem, reader.info)
+        places = sampler.places(sw.Scene(slide, path.stem, reader.info.dimensions, 1.0, (kernel, kernel), reader))
+    return [(x, y) for x, y in places.start.tolist()]
 
 
-def stream_here(path: Path, windows: Sequence[tuple[int, int]], kernel: int, **options: Any) -> Timing:
-    """``sw.stream`` over given windows, none of which overlap, with defaults; batches are touched in this process.
+def stream_here(path: Path, kernel: int, sampler: sw.GridSampler, **options: Any) -> Timing:
+    """``sw.stream`` over a sampler's windows, none of which overlap, with defaults; batches are touched in this process.
 
-    Includes starting and ending the loaders and opening the slide; not finding the tissue.
+    Includes starting and ending the loaders, opening the slide and placing the windows; not finding the tissue.
     """
-    windows_here = sw.stream(
-        sw.WindowLoader(sw.Dataset.from_paths([path]), kernel, Given(windows, kernel)), batch_size=BATCH_SIZE, **options
-    )
+    windows_here = sw.stream(sw.WindowLoader(sw.Dataset.from_paths([path]), kernel, sampler), batch_size=BATCH_SIZE, **options)
     begun = time.perf_counter()
     there = 0
     for batch in windows_here:
         touch(batch.pixels)
         there += len(batch)
     seconds = time.perf_counter() - begun
-    if there != len(windows):
-        raise RuntimeError(f"the stream gave {there} windows of {len(windows)}")
     return Timing(seconds, there, there * kernel**2)
 
 

@@ -19,13 +19,14 @@ from benchmarks.contestants import (
     data_loader_over,
     decode_in_processes,
     decode_in_threads,
+    on_tissue,
     openslide_loop,
     queue_transport,
+    sampled_windows,
     stream,
     stream_apart,
     stream_here,
     stream_to_several,
-    tissue_windows,
 )
 from benchmarks.measure import Outcome, Row, Spread, Timing, best, interleaved, mpx_per_s, ratio, without
 from benchmarks.patches import extract, script
@@ -132,15 +133,19 @@ def overlap(setting: Setting) -> Outcome:
 def masked(setting: Setting) -> Outcome:
     """Windows of 256 px on tissue, in the process that uses them: ``sw.stream`` against DataLoader over OpenSlide."""
     large, single = setting.slides.large, setting.slides.single
-    windows = tissue_windows(large, 256)
+    sampler = on_tissue(large)
+    windows = sampled_windows(large, 256, sampler)
     contestants: dict[str, Callable[[], Timing]] = {
-        "sw.stream": partial(stream_here, large, windows, 256),
-        "sw.stream, shuffled": partial(stream_here, large, windows, 256, shuffle=0),
-        "sw.stream, one window": partial(stream_here, single, [(0, 0)], 256),
+        "sw.stream": partial(stream_here, large, 256, sampler),
+        "sw.stream, shuffled": partial(stream_here, large, 256, sampler, shuffle=0),
+        "sw.stream, one window": partial(stream_here, single, 256, sw.GridSampler()),
     }
     if HAS_TORCH:
         contestants["DataLoader"] = partial(data_loader_over, large, windows, 256)
     taken = setting.race(contestants, large)
+    counts = {timing.windows for name in ("sw.stream", "sw.stream, shuffled") for timing in taken[name]}
+    if counts != {len(windows)}:
+        raise RuntimeError(f"sw.stream gave {counts} windows, DataLoader was given {len(windows)}")
     ours, shuffled, start = taken["sw.stream"], taken["sw.stream, shuffled"], taken["sw.stream, one window"]
     rows = []
     if HAS_TORCH:

@@ -112,7 +112,9 @@ def export_all(folder: str | os.PathLike[str], target: str | os.PathLike[str] | 
     """
     folder = Path(folder)
     if target is not None and not Path(target).is_dir():
-        raise MapError(f"{target} is not a folder; one for the files was expected")
+        raise MapError(
+            f"{target} is not a folder; one for the files of {folder} was expected: make it, or name one patient's file there"
+        )
     refuse_images(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".csv") and not path.name.startswith("."))
     written = [

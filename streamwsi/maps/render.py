@@ -145,7 +145,10 @@ def render_all(folder: str | os.PathLike[str], target: str | os.PathLike[str] | 
     refuse_images(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".csv") and not path.name.startswith("."))
     if target is not None and not Path(target).is_dir():
-        raise MapError(f"{target} is not a folder; one for the pictures was expected")
+        raise MapError(
+            f"{target} is not a folder; one for the pictures of {folder} was expected: make it, or name one patient's file "
+            "there"
+        )
     pictures: dict[Path, None] = {}
     failures: list[str] = []
     for path in files:

@@ -137,7 +137,10 @@ def checked_source(source: Any) -> Any:
     if isinstance(source, (str, os.PathLike)):
         path = Path(os.path.abspath(source))
         if not path.exists():
-            raise ConfigError(f"region={source!r} does not exist: give a mask, annotations, or a folder of them")
+            raise ConfigError(
+                f"region={source!r} does not exist: give a mask, annotations, a folder of them, or Tissue() (in the shell: "
+                "tissue)"
+            )
         if path.is_file() and not _is_annotations(path) and not _is_mask(path):
             raise ConfigError(f"{path} must be called {', '.join(ANNOTATIONS + MASKS)}, to be read as a region")
         return path
@@ -153,8 +156,8 @@ def checked_source(source: Any) -> Any:
     if callable(source):
         return source
     raise ConfigError(
-        "region= must be a mask, regions, a path, a mapping from slide ids to these, a function of the slide, Tissue(…) or "
-        f"Annotated(…), got {type(source).__name__} {source!r}"
+        "region= must be a mask, a list of regions, a path, a mapping from slide ids to these, a function of the slide, "
+        f"Tissue(…) or Annotated(…), got {type(source).__name__} {source!r}"
     )
 
 

@@ -487,6 +487,8 @@ def test_a_folder_without_patients_is_an_error(tmp_path: Path) -> None:
         render_all(tmp_path)
     with pytest.raises(MapError, match="is not a folder"):
         render_all(tmp_path / "nowhere")
+    with pytest.raises(MapError, match=r"x\.png is not a folder; .* name one patient's file there"):
+        render_all(tmp_path, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(

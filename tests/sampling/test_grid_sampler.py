@@ -98,6 +98,7 @@ def test_options_that_do_not_go_together_are_refused():
         ({"border": "wrap"}, "border"),
         ({"region": 7}, "region= must be a mask.*got int 7"),
         ({"region": "no/such/file.geojson"}, "does not exist"),
+        ({"region": "tissue"}, r"does not exist: .* Tissue\(\) \(in the shell: tissue\)"),
         ({"region": []}, "holds no region"),
         ({"region": {}}, "holds no slide"),
         ({"absent": "maybe", "region": mask}, "absent"),

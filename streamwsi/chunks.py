@@ -89,11 +89,6 @@ class Batch:
         return self.pixels if self.pixels.ndim == 4 else self.pixels[:, 0]
 
     @property
-    def labels(self) -> list[str | None]:
-        """The label of each window, where a sampler has given it one; else None."""
-        return self.windows.labels
-
-    @property
     def slides(self) -> tuple[Slide, ...]:
         """The slide of each row, as a :class:`MixedBatch` has them."""
         return (self.slide,) * len(self)
@@ -131,11 +126,6 @@ class MixedBatch:
     def finest(self) -> UInt8Array:
         """(n, height, width, 3) uint8, RGB: the pixels of the finest resolution, where there are several, a view; else all."""
         return self.pixels if self.pixels.ndim == 4 else self.pixels[:, 0]
-
-    @property
-    def labels(self) -> list[str | None]:
-        """The label of each window, where a sampler has given it one; else None."""
-        return self.windows.labels
 
 
 @dataclass(frozen=True)

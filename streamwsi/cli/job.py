@@ -141,6 +141,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     include: Annotated[list[str] | None, About("Labels of the regions or points that count.", example=["tumour"])] = None
     exclude: Annotated[list[str] | None, About("Labels of those that do not.", example=["necrosis"])] = None
+    absent: Annotated[
+        Literal["error", "ignore"], About("A label asked for that a slide does not have fails the slide, or does not matter.")
+    ] = "error"
     buffer: Annotated[float, About("By how much regions are grown, or shrunk where it is below 0.")] = 0.0
     buffer_unit: Annotated[Literal["um", "px"], About("Of buffer: micrometres, or level-0 pixels.")] = "um"
     inverse: Annotated[bool, About("Windows lie outside the region.")] = False

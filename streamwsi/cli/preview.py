@@ -15,9 +15,9 @@ from streamwsi.cli.options import job_from_options, job_options
 
 _ASKED = (
     "slides", "out", "collector", "arguments", "kernel_size", "stride", "level", "mpp", "magnification", "missing_mpp",
-    "levels", "mpps", "border", "background", "reader", "sampler", "region", "min_coverage", "include", "exclude", "buffer",
-    "buffer_unit", "inverse", "nested_as_holes", "origin", "windows", "per_label", "spacing", "spacing_unit", "points",
-    "outside", "max_overlap", "seed", "epoch",
+    "levels", "mpps", "border", "background", "reader", "sampler", "region", "min_coverage", "include", "exclude", "absent",
+    "buffer", "buffer_unit", "inverse", "nested_as_holes", "origin", "windows", "per_label", "spacing", "spacing_unit",
+    "points", "outside", "max_overlap", "seed", "epoch",
 )  # fmt: skip
 """The options of a run that decide where its windows lie."""
 

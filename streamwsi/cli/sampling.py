@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streamwsi.sampling.sampler import Sampler
 
 _TISSUE = "tissue"
-_OF_REGION = ("min_coverage", "include", "exclude", "buffer", "buffer_unit", "inverse", "nested_as_holes")
+_OF_REGION = ("min_coverage", "include", "exclude", "absent", "buffer", "buffer_unit", "inverse", "nested_as_holes")
 """Fields that say more of a region."""
 _OF = {
     "stride": ("grid",),
@@ -43,7 +43,7 @@ def sampler_of(job: Job, stride: Any) -> Sampler | None:
             raise ConfigError(f"{name} goes with sampler {' and '.join(kinds)}, got sampler {job.sampler}")
     if job.region is None:
         # labels may be those of points
-        extra = [name for name in _OF_REGION if name in given and not (job.points and name in ("include", "exclude"))]
+        extra = [name for name in _OF_REGION if name in given and not (job.points and name in ("include", "exclude", "absent"))]
         if extra:
             raise ConfigError(f"{', '.join(extra)} without region: give {_TISSUE}, a mask, annotations, or a folder of them")
     common = _common(job)
@@ -77,7 +77,7 @@ def sampler_of(job: Job, stride: Any) -> Sampler | None:
 
 def _common(job: Job) -> dict[str, Any]:
     """The options that all samplers have."""
-    options: dict[str, Any] = {"region": _region(job), "margin": job.margin}
+    options: dict[str, Any] = {"region": _region(job), "margin": job.margin, "absent": job.absent}
     for name in ("min_coverage", "include", "exclude", "max_overlap"):
         if getattr(job, name) is not None:
             options[name] = getattr(job, name)

@@ -45,7 +45,7 @@ class Corners(sw.StreamCollector):
     columns = ("a", "b", "c", "d")
 
     def process(self, batch: sw.Batch) -> Any:
-        assert batch.labels == [window.label for window in batch.windows]
+        assert batch.windows.labels == [window.label for window in batch.windows]
         height, width = batch.pixels.shape[1:3]
         halves = (slice(0, height // 2), slice(height // 2, height)), (slice(0, width // 2), slice(width // 2, width))
         parts = [batch.pixels[:, down, across] for down in halves[0] for across in halves[1]]

@@ -69,13 +69,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarize(folder: str | os.PathLike[str]) -> Summary:
-    """What is in the output folder of a run, whether or not it is finished.
+    """What is in the output folder of a run, whether or not it is finished; printed, it is a table.
 
     Raises OutputError when the folder holds no run, or its records are damaged.
-
-    Examples
-    --------
-    >>> print(summarize("out/"))  # doctest: +SKIP
     """
     outcome = read_outcome(folder)
     columns: list[ColumnSummary] = []

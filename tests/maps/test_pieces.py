@@ -364,3 +364,11 @@ def test_labels_come_back_whatever_is_in_them(tmp_path: Path, format: str) -> No
     path = write_patient(tmp_path, [labelled_slide(labels)], [np.arange(len(labels))], format=format)
     found = read_pieces(path).labels
     assert found is not None and found.tolist() == [label or "" for label in labels]
+
+
+@both_formats
+def test_each_window_may_have_a_label_of_its_own(tmp_path: Path, format: str) -> None:
+    labels = [f"nucleus {number}" for number in range(5000)]
+    path = write_patient(tmp_path, [labelled_slide(labels)], [np.arange(len(labels))], format=format)
+    found = read_pieces(path).labels
+    assert found is not None and found.tolist() == labels

@@ -41,6 +41,7 @@ from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
 from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads
 from streamwsi.pipeline.report import Report
+from streamwsi.sampling.description import description_of
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
 from streamwsi.writing.layout import Layout
@@ -301,7 +302,7 @@ class Pipeline:
             batch_size=part.batch_size,
             format=part.output.format,
             one_file=part.output.one_file,
-            sampler=None if loader.sampler is None else loader.sampler.describe(),
+            sampler=None if loader.sampler is None else description_of(loader.sampler),
             images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
             **loader.resolution.describe(),
         )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,11 @@ class SlidePlan:
 
     def places(self) -> Plan | None:
         """All windows of the slide; None where only those with a row are known."""
-        if self.sampled is None:
-            return self.grid()
+        return self.grid() if self.sampled is None else self._sampled
+
+    @cached_property
+    def _sampled(self) -> Plan | None:
+        """It is asked for with each part of the file."""
         return None if self.sample is None else self.sample.decoded(self.kernel, self.downsample)
 
     def sizes(self, index: Int64Array) -> Int64Array:

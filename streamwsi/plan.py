@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
@@ -94,25 +94,19 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     def decoded(self, kernel: tuple[int, int], downsample: float) -> SampledWindows:
         """As tables; `kernel` is (width, height) and `downsample` the level-0 pixels per pixel of what is read."""
-        return _decoded(self, kernel, downsample)
-
-
-@lru_cache(maxsize=64)
-def _decoded(sample: Sample, kernel: tuple[int, int], downsample: float) -> SampledWindows:
-    """Tables are asked for with each chunk."""
-    x, y, chunk, label = _unpacked(sample.table, 4)
-    index = np.arange(sample.count, dtype=np.int64) if sample.only is None else _unpacked(sample.only[1], 1)[0]
-    if len(index) != len(x):
-        raise ValueError(f"a sample of {len(index)} windows with {len(x)} places")
-    return SampledWindows(
-        sample=sample,
-        index=index,
-        start=np.stack([x, y], axis=1),
-        chunk=chunk,
-        label=label if sample.label_names else None,
-        kernel=kernel,
-        downsample=downsample,
-    )
+        x, y, chunk, label = _unpacked(self.table, 4)
+        index = np.arange(self.count, dtype=np.int64) if self.only is None else _unpacked(self.only[1], 1)[0]
+        if len(index) != len(x):
+            raise ValueError(f"a sample of {len(index)} windows with {len(x)} places")
+        return SampledWindows(
+            sample=self,
+            index=index,
+            start=np.stack([x, y], axis=1),
+            chunk=chunk,
+            label=label if self.label_names else None,
+            kernel=kernel,
+            downsample=downsample,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

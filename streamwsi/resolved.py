@@ -6,7 +6,7 @@ It is written into the journal, checked on resume, and recomputed from by `verif
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from streamwsi.plan import Chunks, Plan, Sample, SampledWindows
 from streamwsi.resolution import Resolution
 
 
-class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
+class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One slide, opened once: its place in the dataset, what its reader said, and the plan of its windows."""
 
     patient: int
@@ -76,7 +76,7 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
 
     def plan(self) -> Plan:
         """All windows of the slide."""
-        return self.grid() if self.sample is None else self._sampled(self.sample)
+        return self.grid() if self._sampled is None else self._sampled
 
     def grid(self) -> Grid:
         """The sliding window over all of the slide, whether or not a sampler has chosen others."""
@@ -84,15 +84,13 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
 
     def for_chunk(self, number: int) -> ResolvedSlide:
         """The same for one chunk, as it crosses the wire: of many windows that a sampler has chosen, only those in it."""
-        if self.sample is None:
-            return self
-        return msgspec.structs.replace(self, sample=self._sampled(self.sample).cut_to(number))
+        return self if self._sampled is None else msgspec.structs.replace(self, sample=self._sampled.cut_to(number))
 
     def same_windows(self, other: ResolvedSlide) -> bool:
         """Whether another has the same windows of a sampler, however they are cut into chunks."""
-        if self.sample is None or other.sample is None:
-            return self.sample is other.sample
-        one, two = self._sampled(self.sample), other._sampled(other.sample)
+        if self.sample is None or other.sample is None or self.sample == other.sample:
+            return self.sample == other.sample
+        one, two = (sample.decoded(self.kernel, self.downsample) for sample in (self.sample, other.sample))
         return np.array_equal(one.start, two.start) and one.windows(one.index).labels == two.windows(two.index).labels
 
     @property
@@ -117,14 +115,16 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True):
 
     def chunks(self) -> Chunks:
         """How they are cut into big chunks."""
-        return self.chunk_grid() if self.sample is None else self._sampled(self.sample).chunks()
+        return self.chunk_grid() if self._sampled is None else self._sampled.chunks()
 
     def chunk_grid(self) -> ChunkGrid:
         """How the sliding window over all of the slide is cut into big chunks."""
         return ChunkGrid(self.grid().shape, self.block, self.band)
 
-    def _sampled(self, sample: Sample) -> SampledWindows:
-        return sample.decoded(self.kernel, self.downsample)
+    @cached_property
+    def _sampled(self) -> SampledWindows | None:
+        """The sample as tables. They are asked for with each chunk, are large, and go when the slide does."""
+        return None if self.sample is None else self.sample.decoded(self.kernel, self.downsample)
 
     def _windows(self, chunk: int) -> Windows:
         return self.plan().windows(self.chunks().indices(chunk))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import msgspec
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from streamwsi.errors import ConfigError
 from streamwsi.plan import Sample, cut_sample
+from tests.writing.fabricate import labelled_slide
 
 KERNEL = (7, 5)
 
@@ -122,3 +125,13 @@ def test_damaged_bytes_are_no_sample():
         msgspec.structs.replace(sample, table=b"nothing").decoded(KERNEL, 1.0)
     with pytest.raises(ValueError, match="3 windows with 2 places"):
         msgspec.structs.replace(sample, count=3).decoded(KERNEL, 1.0)
+
+
+def test_the_tables_of_a_slide_s_windows_go_with_it():
+    slide = labelled_slide(["a", None])
+    tables = weakref.ref(slide.plan())
+    assert tables() is slide.plan() and slide.chunks().n_windows(0) == 2
+    copied = msgspec.structs.replace(slide)
+    del slide
+    gc.collect()
+    assert tables() is None and len(copied.plan()) == 2

@@ -13,6 +13,7 @@ from streamwsi.dataset import Dataset, Slide
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
 from streamwsi.loading.resolution import Wanted
+from streamwsi.sampling.grid_sampler import GridSampler
 from streamwsi.sampling.sampler import Sampler
 from streamwsi.slides.reader import READERS
 
@@ -83,6 +84,11 @@ class WindowLoader:
             raise ConfigError("sampler must be a Sampler, got None; SlidingWindowLoader reads all windows of a slide")
         if sampler is not None and not isinstance(sampler, Sampler):
             raise ConfigError(f"sampler must be a Sampler, got {type(sampler).__name__} {sampler!r}")
+        if isinstance(sampler, GridSampler) and sampler.border == "adaptive":
+            raise ConfigError(
+                "the windows of a sampler are all of one size, and border='adaptive' cuts those at the slide's edge: "
+                "SlidingWindowLoader has it"
+            )
         self.dataset = dataset
         self.kernel_size = positive_pair(kernel_size, "kernel_size")
         self.stride = self.kernel_size

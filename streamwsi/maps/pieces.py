@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,11 @@ class SlidePlan:
 
     def places(self) -> Plan | None:
         """All windows of the slide; None where only those with a row are known."""
-        if self.sampled is None:
-            return self.grid()
+        return self.grid() if self.sampled is None else self._sampled
+
+    @cached_property
+    def _sampled(self) -> Plan | None:
+        """It is asked for with each part of the file."""
         return None if self.sample is None else self.sample.decoded(self.kernel, self.downsample)
 
     def sizes(self, index: Int64Array) -> Int64Array:
@@ -423,7 +427,7 @@ class _HDF5Pieces:
         with self._opened() as file:
             group = file[self._groups(file)[heading.patient, heading.slide]]
             features, n_rows = group["features"], len(group["index"])
-            names = np.array([*group["label"].attrs["names"], ""], object) if "label" in group else None
+            names = np.array([*_label_names(group), ""], object) if "label" in group else None
             step = max(n_rows, 1) if whole else max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(heading.columns))))
             for first in range(0, max(n_rows, 1), step):
                 rows = slice(first, first + step)
@@ -465,6 +469,10 @@ class _HDF5Pieces:
         if not found and "streamwsi_version" not in file.attrs:
             raise MapError(f"{self._path} was not written by streamwsi: it has no group of a slide")
         return found
+
+
+def _label_names(group: Any) -> Any:
+    return group["label_names"].asstr()[:] if "label_names" in group else group["label"].attrs["names"]
 
 
 def _is_slide(group: Any) -> bool:

@@ -39,8 +39,9 @@ from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
-from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads
+from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads, window_px
 from streamwsi.pipeline.report import Report
+from streamwsi.sampling.description import description_of
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
 from streamwsi.wire.keys import read_keys
 from streamwsi.writing.layout import Layout
@@ -259,7 +260,7 @@ class Pipeline:
         if self._writer.options.images is None:
             return MOST_WINDOWS
         most_px = _MOST_OVERLAP_OF_IMAGES * self._execution.chunk_px
-        return max(1, min(MOST_WINDOWS, most_px // math.prod(self._loader.kernel_size)))
+        return max(1, min(MOST_WINDOWS, most_px // window_px(self._loader)))
 
     def _branch(self, part: _Part, shipped: Shipped, folder: OutputFolder) -> BranchJob:
         sampler = self._loader.sampler
@@ -301,7 +302,7 @@ class Pipeline:
             batch_size=part.batch_size,
             format=part.output.format,
             one_file=part.output.one_file,
-            sampler=None if loader.sampler is None else loader.sampler.describe(),
+            sampler=None if loader.sampler is None else description_of(loader.sampler),
             images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
             **loader.resolution.describe(),
         )

@@ -72,8 +72,13 @@ def loader_startup(
 
 def chunk_bytes(loader: WindowLoader, chunk_px: int) -> int:
     """What the pixels of the largest chunk that is planned take."""
+    return 3 * max(chunk_px, loader.resolution.count * window_px(loader))
+
+
+def window_px(loader: WindowLoader) -> int:
+    """Pixels that are read for a window at one resolution, its margin included."""
     margin = 0 if loader.sampler is None else loader.sampler.margin
-    return 3 * max(chunk_px, loader.resolution.count * math.prod(side + 2 * margin for side in loader.kernel_size))
+    return math.prod(side + 2 * margin for side in loader.kernel_size)
 
 
 def loaders_and_threads(loaders: int | None, threads: int | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from streamwsi.errors import ConfigError
@@ -20,6 +21,27 @@ from streamwsi.regions.mask import Mask
 from streamwsi.regions.polygon_mask import PolygonMask
 from streamwsi.regions.region import Region
 from streamwsi.sampling.regions import Annotated, Tissue, read_files
+from streamwsi.sampling.sampler import Sampler
+
+
+def description_of(sampler: Sampler) -> dict[str, Any]:
+    """What a sampler says of itself, as it comes back from a file: tuples as lists, NumPy's numbers as Python's.
+
+    Raises ConfigError where it says what no file holds.
+    """
+    try:
+        written = msgspec.json.encode(sampler.describe(), enc_hook=_plain, order="deterministic")
+        return msgspec.json.decode(written, type=dict[str, Any])
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"{type(sampler).__name__}.describe must return a dict of numbers, strings, lists and dicts: {error}"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"got a {type(value).__name__}")
 
 
 def describe_region(source: Any) -> Any:

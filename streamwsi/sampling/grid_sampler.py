@@ -34,7 +34,8 @@ class GridSampler(RegionSampler):
         An int or (x, y), in pixels of what is read. None: the window's size.
     border
         What happens at the end of the grid: ``pad``, ``edge``, ``squeeze``, ``adaptive`` or ``crop``; see
-        :func:`streamwsi.geometry.axis_starts`. ``adaptive`` goes with the whole slide only.
+        :func:`streamwsi.geometry.axis_starts`. ``adaptive`` goes with the whole slide only, and in pictures: the windows of a
+        sampler are all of one size, so that a :class:`WindowLoader` refuses it.
     origin
         Where the grid begins: at the ``slide``'s upper left corner, or at that of the box around the ``region``, in which it
         then ends too.
@@ -79,7 +80,8 @@ class GridSampler(RegionSampler):
     ) -> None:
         super().__init__(conditions(region, min_coverage, include, exclude, labelled, absent), max_overlap, margin)
         self._stride = None if stride is None else positive_pair(stride, "stride")
-        self._border = check_border(border)
+        self.border = check_border(border)
+        """As it was given."""
         self._origin: Origin = one_of(origin, ("slide", "region"), "origin")
         if region is None and origin == "region":
             raise ConfigError("origin='region' goes with region=, and there is none")
@@ -120,9 +122,9 @@ class GridSampler(RegionSampler):
                 extent = math.ceil(right) - first[0], math.ceil(bottom) - first[1]
         axes = []
         for axis in range(2):
-            starts = first[axis] + axis_starts(extent[axis], scene.kernel[axis], stride[axis], self._border)
+            starts = first[axis] + axis_starts(extent[axis], scene.kernel[axis], stride[axis], self.border)
             axes.append(starts[(starts + scene.kernel[axis] > low[axis]) & (starts < high[axis])])
         return axes[0], axes[1]
 
     def _own(self) -> dict[str, Any]:
-        return {"stride": None if self._stride is None else list(self._stride), "border": self._border, "origin": self._origin}
+        return {"stride": None if self._stride is None else list(self._stride), "border": self.border, "origin": self._origin}

@@ -7,7 +7,6 @@ Every number is written with the fewest digits that give it back exactly in its 
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from streamwsi.geometry import Windows
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
+from streamwsi.writing.csv_rows import csv_rows
 
 WINDOW_COLUMNS = ("slide", "index", "x", "y", "level", "width", "height")
 """Before the value columns: slide id, place in the plan, level-0 corner, level read, and size in its pixels."""
@@ -34,7 +34,7 @@ class CSVPieceFile:
         self._with_patient = with_patient
         self._with_labels = with_labels
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows = csv_rows(self._file)
         places = LABELLED_COLUMNS if with_labels else WINDOW_COLUMNS
         self._rows.writerow((*(("patient",) if with_patient else ()), *places, *spec.column_names))
         self._slide: ResolvedSlide | None = None

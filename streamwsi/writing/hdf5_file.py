@@ -3,7 +3,8 @@
 In: windows and values, in order.  Out: per slide a group with ``coords`` (N, 2) int64, level-0 (x, y), ``features`` (N, …),
 ``index`` (N,) int64, and ``not_written`` (M, 3) int64: first window, last window, status of those without a row. Where windows
 have labels, ``label`` (N,) int32: places in its attribute ``names``, -1 for none. Names that the
-collector gives its values are the attribute ``columns`` of ``features``, or a dataset of that name where they are very many.
+collector gives its values are the attribute ``columns`` of ``features``. Where names are very many, they are a dataset of the
+group instead, ``label_names`` or ``columns``.
 
 Source of the layout: CLAM, ``wsi_core/WholeSlideImage.py`` and ``dataset_modules``; TRIDENT, ``trident/IO.py``.
 """
@@ -27,7 +28,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 
 _CHUNK_BYTES = 1 << 18
-_COLUMNS_IN_ATTRIBUTE = 2048
+_NAMES_IN_ATTRIBUTE = 2048
 """More names than these do not fit into an attribute, which may have 64 KiB."""
 
 
@@ -100,12 +101,10 @@ class HDF5PieceFile:
         self._dataset(group, "index", n_rows, (), np.dtype(np.int64))
         if resolved.label_names:
             label = self._dataset(group, "label", n_rows, (), np.dtype(np.int32))
-            label.attrs["names"] = list(resolved.label_names)
+            _keep_names(resolved.label_names, label, "names", group, "label_names")
         features = self._dataset(group, "features", n_rows, self._spec.shape, np.dtype(self._spec.dtype))
-        if self._spec.columns is not None and len(self._spec.columns) <= _COLUMNS_IN_ATTRIBUTE:
-            features.attrs["columns"] = list(self._spec.columns)
-        elif self._spec.columns is not None:
-            group.create_dataset("columns", data=list(self._spec.columns), dtype=h5py.string_dtype())
+        if self._spec.columns is not None:
+            _keep_names(self._spec.columns, features, "columns", group, "columns")
         for key, value in coords_attributes(resolved).items():
             group["coords"].attrs[key] = value
 
@@ -151,6 +150,14 @@ class HDF5PieceFile:
             dtype=dtype,
             compression=self._compression,
         )
+
+
+def _keep_names(names: tuple[str, ...], of: h5py.Dataset, attribute: str, group: h5py.Group, dataset: str) -> None:
+    """Names as an attribute, or as a dataset where they are too many for one."""
+    if len(names) <= _NAMES_IN_ATTRIBUTE:
+        of.attrs[attribute] = list(names)
+    else:
+        group.create_dataset(dataset, data=list(names), dtype=h5py.string_dtype())
 
 
 def coords_attributes(resolved: ResolvedSlide) -> dict[str, Any]:

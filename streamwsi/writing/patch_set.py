@@ -10,7 +10,6 @@ Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -34,6 +33,7 @@ from streamwsi.images.names import FIELDS, fields_of, filled, fit, quoted, unfit
 from streamwsi.images.options import ImageOptions
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
+from streamwsi.writing.csv_rows import csv_rows
 from streamwsi.writing.manifest import MANIFEST, MANIFEST_COLUMNS, content_checksum, manifest_rows
 
 UNLABELLED = "unlabelled"
@@ -115,7 +115,7 @@ class PatchSetFile:
         self._store: _Store = _Shards(folder, options) if options.sharded else _Files(folder)
         self._folder = folder
         self._manifest = (folder / MANIFEST).open("w", encoding="utf-8", errors="surrogateescape", newline="")
-        self._rows = csv.writer(self._manifest, lineterminator="\n")
+        self._rows = csv_rows(self._manifest)
         self._rows.writerow((*(("shard",) if options.sharded else ()), *MANIFEST_COLUMNS))
         self._slide: ResolvedSlide | None = None
         self._names = array("Q")

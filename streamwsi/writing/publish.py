@@ -148,7 +148,7 @@ class SlideRows:
         """The record of the slide, once all blocks were taken."""
         written, none, skipped, stopped = self.counts
         return PublishedSlide(
-            resolved=self.resolved,
+            resolved=msgspec.structs.replace(self.resolved),  # one that does not hold the tables of its windows
             written=written,
             none=none,
             skipped=skipped,

@@ -17,7 +17,7 @@ from streamwsi.maps import pieces as module
 from streamwsi.maps.pieces import SlidePlan, load, read_pieces, slides_in, stream
 from streamwsi.writing.journal import Journal
 from streamwsi.writing.publish import publish_all
-from tests.writing.fabricate import EVERY_DTYPE, assert_same, fill, numbers, resolved_slide, write_patient
+from tests.writing.fabricate import EVERY_DTYPE, assert_same, fill, labelled_slide, numbers, resolved_slide, write_patient
 
 FORMATS = ("csv", "hdf5")
 both_formats = pytest.mark.parametrize("format", FORMATS)
@@ -356,3 +356,19 @@ def test_a_file_may_be_open_elsewhere_in_the_process(tmp_path: Path, locking: bo
     path.chmod(0o444)
     with h5py.File(path, "r", locking=locking):
         assert len(read_pieces(path)) == 35
+
+
+@both_formats
+def test_labels_come_back_whatever_is_in_them(tmp_path: Path, format: str) -> None:
+    labels = ["a, b", 'a "b"', "a\nb", "a\rb", "a\r\nb", "a/b", "nan", "NA", " a", "µ", None]
+    path = write_patient(tmp_path, [labelled_slide(labels)], [np.arange(len(labels))], format=format)
+    found = read_pieces(path).labels
+    assert found is not None and found.tolist() == [label or "" for label in labels]
+
+
+@both_formats
+def test_each_window_may_have_a_label_of_its_own(tmp_path: Path, format: str) -> None:
+    labels = [f"nucleus {number}" for number in range(5000)]
+    path = write_patient(tmp_path, [labelled_slide(labels)], [np.arange(len(labels))], format=format)
+    found = read_pieces(path).labels
+    assert found is not None and found.tolist() == labels

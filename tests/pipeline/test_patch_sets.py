@@ -116,6 +116,12 @@ def test_chunks_of_images_that_overlap_are_bounded(one_patient: sw.Dataset, tmp_
     assert (of_images._loader_startup().reading.max_windows, of_values._loader_startup().reading.max_windows) == (most, 8192)
 
 
+def test_the_margin_counts_where_images_that_overlap_are_bounded(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    loader = sw.WindowLoader(one_patient, SIDE, sw.GridSampler(8, margin=SIDE // 2))
+    of_images = sw.Pipeline(loader, sw.Patches(), sw.ImageStreamWriter(tmp_path), chunk_px=1 << 20)
+    assert of_images._loader_startup().reading.max_windows == 4
+
+
 class Mirrored(sw.StreamCollector):
     """Two images of some windows: as it is, and mirrored and grey at half the size."""
 

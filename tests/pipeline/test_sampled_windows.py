@@ -270,3 +270,9 @@ def test_a_slide_without_room_fails_and_says_how_many_fit(bundled: Path, tmp_pat
     (slide,) = report.patients[0].slides
     assert report.exit_code == 1 and slide.state == "failed"
     assert "has no room for 100000 windows: " in (slide.reason or "") and " were placed at random" in (slide.reason or "")
+
+
+def test_a_border_that_cuts_windows_is_refused_for_they_are_of_one_size(bundled: Path) -> None:
+    dataset = sw.Dataset([sw.Patient("p", {"s": bundled})])
+    with pytest.raises(sw.ConfigError, match=r"all of one size.*SlidingWindowLoader has it"):
+        sw.WindowLoader(dataset, KERNEL, sw.GridSampler(border="adaptive"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import shapely
 
 import streamwsi as sw
+from streamwsi.sampling.description import description_of
 
 BOX = sw.Region(shapely.box(0, 0, 50, 50), "a")
 MASK = sw.Mask(np.eye(4, dtype=bool), scale=10, offset=(0, 0))
@@ -112,3 +114,23 @@ def test_files_may_be_moved_and_not_changed(tmp_path: Path):
     (other / "s.geojson").unlink()
     with pytest.raises(sw.ConfigError, match=r"s\.geojson cannot be read"):
         sampler.describe()
+
+
+class Own(sw.Sampler):
+    def __init__(self, description):
+        self.description = description
+
+    def describe(self):
+        return self.description
+
+
+def test_what_a_sampler_of_ones_own_says_is_the_same_when_it_comes_back_from_a_file():
+    found = description_of(Own({"pair": (1, np.int64(2)), "share": np.float32(0.5), "labels": {"b", "a"}, "n": None}))
+    assert found == {"pair": [1, 2], "share": 0.5, "labels": ["a", "b"], "n": None}
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("description", [None, [], {3: 4}, {"slides": Path("a")}, {"places": np.zeros(3)}], ids=str)
+def test_what_no_file_holds_is_refused(description):
+    with pytest.raises(sw.ConfigError, match=r"Own\.describe must return a dict of numbers, strings, lists and dicts"):
+        description_of(Own(description))

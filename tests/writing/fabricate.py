@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +14,7 @@ from streamwsi.chunks import Status
 from streamwsi.config import OutputOptions
 from streamwsi.dataset import Patient, Slide, SlideInfo
 from streamwsi.geometry import Border
+from streamwsi.plan import Sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.writing.journal import ChunkPieces, Journal
 from streamwsi.writing.publish import publish_patient
@@ -79,6 +81,15 @@ def resolved_slide(
     )
 
 
+def labelled_slide(labels: Sequence[str | None]) -> ResolvedSlide:
+    """One with a window for each of these labels, which a sampler has chosen."""
+    names = tuple(sorted({label for label in labels if label is not None}))
+    number = np.arange(len(labels), dtype=np.int64)
+    code = np.array([-1 if label is None else names.index(label) for label in labels], np.int64)
+    sample = Sample.of(np.stack([number % 50, number // 50], axis=1), number // 1000, code, names)
+    return msgspec.structs.replace(resolved_slide(), stride=(0, 0), sample=sample)
+
+
 def chunk_pieces(
     slide: ResolvedSlide, chunk: int, values: npt.NDArray[Any], status: Status8, columns: tuple[str, ...] | None = None
 ) -> ChunkPieces:
@@ -104,7 +115,7 @@ def fill(
 
 
 def all_written(slide: ResolvedSlide) -> Status8:
-    return np.full(len(slide.grid()), Status.WRITTEN, np.uint8)
+    return np.full(len(slide.plan()), Status.WRITTEN, np.uint8)
 
 
 def patient_of(slides: Sequence[ResolvedSlide]) -> Patient:
@@ -121,7 +132,8 @@ def write_patient(
     **options: Any,
 ) -> Path:
     """A patient's file, made through a journal and publication."""
-    output = OutputOptions(folder=str(folder), format=format)  # type: ignore[arg-type]
+    labelled = any(slide.label_names for slide in slides)
+    output = OutputOptions(folder=str(folder), format=format, with_labels=labelled)  # type: ignore[arg-type]
     with Journal(folder / ".journal" / f"{slides[0].patient_id}.sqlite") as journal:
         for slide, rows, kept in zip(slides, values, status or [None] * len(slides), strict=True):
             fill(journal, slide, rows, kept, columns=columns)

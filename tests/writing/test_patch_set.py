@@ -167,6 +167,11 @@ def test_a_comment_stands_in_each_image_and_in_the_manifest(publish: Publish) ->
 # ---- shards
 
 
+def test_a_comment_of_several_lines_leaves_the_manifest_whole(publish: Publish) -> None:
+    folder, record = publish(comment="{slide}\r{x}\n{y}")
+    assert [row["comment"] for row in rows_of(folder)][1] == "s\r16\n0" and folder_problems(folder, record) == []
+
+
 def samples_of(shard: Path) -> dict[str, dict[str, bytes]]:
     """Samples as WebDataset groups them: members next to each other, the same up to the first dot of their base names."""
     found: dict[str, dict[str, bytes]] = {}

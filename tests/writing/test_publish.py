@@ -19,7 +19,7 @@ from streamwsi.values import ValueSpec, decode_result
 from streamwsi.writing.journal import Journal
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import Stop, checksum_of, publish_all, publish_patient, read_record
-from tests.writing.fabricate import all_written, fill, numbers, patient_of, resolved_slide, write_patient
+from tests.writing.fabricate import all_written, fill, labelled_slide, numbers, patient_of, resolved_slide, write_patient
 
 FORMATS = ("csv", "hdf5")
 
@@ -447,3 +447,11 @@ def test_two_slides_are_two_groups(tmp_path: Path) -> None:
         assert set(file) == {"H&E", "Ki67"}
         assert file["Ki67"]["features"][:].tolist() == [1.0] * 35
         assert file["Ki67"]["coords"].attrs["patch_level"] == 0
+
+
+def test_the_record_does_not_hold_the_tables_of_windows(journal: Journal, output: OutputOptions) -> None:
+    slide = labelled_slide(["a", None])
+    fill(journal, slide, np.arange(2))
+    record, _ = publish_patient(journal, patient_of([slide]), output)
+    (published,) = record.slides
+    assert published.resolved == slide and not vars(published.resolved)

@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from streamwsi.slides.reader import open_slide
     from streamwsi.summary import Summary, summarize
     from streamwsi.verification import verify
-    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter, ImageStreamWriter
+    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter, ImageStreamWriter, MapStreamWriter
 
 _WHERE = {
     "arrays.aggregator": ("Aggregator",),
@@ -150,7 +150,7 @@ _WHERE = {
     "slides.reader": ("open_slide",),
     "summary": ("Summary", "summarize"),
     "verification": ("verify",),
-    "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter", "ImageStreamWriter"),
+    "writing.stream_writer": ("CSVStreamWriter", "HDF5StreamWriter", "ImageStreamWriter", "MapStreamWriter"),
 }
 _MODULE_OF = {name: f"streamwsi.{module}" for module, names in _WHERE.items() for name in names}
 

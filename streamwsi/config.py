@@ -13,11 +13,12 @@ import msgspec
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import BORDERS, Border
 from streamwsi.images.options import ImageOptions
+from streamwsi.map_options import MapOptions
 
 OnBadRegion = Literal["fail", "skip"]
 Transport = Literal["auto", "shm", "ipc", "tcp"]
 Durability = Literal["process", "power"]
-OutputFormat = Literal["csv", "hdf5", "images"]
+OutputFormat = Literal["csv", "hdf5", "images", "maps"]
 
 
 CHUNK_PX = 1 << 23
@@ -49,7 +50,7 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     """Windows in a batch, at most."""
     format: str
-    """``csv``, ``hdf5`` or ``images``."""
+    """``csv``, ``hdf5``, ``images`` or ``maps``."""
     one_file: bool
     """All patients in one file."""
     sampler: dict[str, Any] | None = None
@@ -65,6 +66,8 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """Micrometres per level-0 pixel of slides that do not say, or what stands for the callable that gives them."""
     images: dict[str, Any] = {}
     """How they are encoded, named and laid out; empty for other formats."""
+    maps: dict[str, Any] = {}
+    """How they are blended and what they become; empty for other formats."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +125,8 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """HDF5 only: ``gzip`` or ``lzf`` for the values; None: stored as they are."""
     images: ImageOptions | None = None
     """Of the format ``images``, and only of it."""
+    maps: MapOptions | None = None
+    """Of the format ``maps``, and only of it."""
 
 
 def positive_pair(value: Any, name: str) -> tuple[int, int]:

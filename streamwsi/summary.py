@@ -53,7 +53,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     """What has become of the patients and their slides, and how the last run went."""
     columns: list[ColumnSummary]
-    """The values in the patients' files; empty where there are none, and where results are gathered."""
+    """The values in the patients' files; empty where there are none, of images and maps, and where results are gathered."""
     results: dict[str, Any]
     """What a gathering collector made of each patient, by patient id."""
     problems: list[str]
@@ -131,7 +131,7 @@ class _Totals:
 
 def _columns(outcome: Outcome, problems: list[str]) -> list[ColumnSummary]:
     """The columns of all files together; what cannot be read is added to `problems`."""
-    if outcome.values is None or outcome.values.holds_bytes:
+    if outcome.values is None or outcome.values.holds_bytes or outcome.format == "maps":
         return []
     names = outcome.values.column_names
     totals = _Totals(len(names))

@@ -7,6 +7,7 @@ each slide are computed again from that. Changes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from streamwsi.loading.fingerprint import fingerprint
 from streamwsi.maps.pieces import read_pieces
 from streamwsi.writing.layout import SUFFIXES, Layout, run_folders
 from streamwsi.writing.manifest import windows_in
+from streamwsi.writing.map_check import map_problems
 from streamwsi.writing.patch_check import folder_problems
 from streamwsi.writing.publish import PublishedPatient, PublishedSlide, checksum_of, read_record
 from streamwsi.writing.run_file import RunFile
@@ -33,7 +35,7 @@ class Verdict:
     collector: str = ""
     """The name of its collector, where the run has several."""
     file: str | None = None
-    """Name of its file, or of its folder of images; None where it has none."""
+    """Name of its file, or of its folder of images or maps; None where it has none."""
     slides: int = 0
     """How many slides it has."""
     expected: int = 0
@@ -55,9 +57,9 @@ class Verdict:
 def verify(folder: str | os.PathLike[str]) -> list[Verdict]:
     """A verdict on each patient of a run, in the order of its dataset; of each collector, where it has several.
 
-    A file is read to its end, as is every image; sizes and checksums are compared with those at publication; the windows with
-    those that the plan has: their number, order, coordinates, each exactly once with one status. Slides that are at hand are
-    compared with what they were.
+    A file is read to its end, as is every image and map; sizes and checksums are compared with those at publication; the
+    windows with those that the plan has: their number, order, coordinates, each exactly once with one status. Slides that are
+    at hand are compared with what they were.
 
     Raises OutputError when the folder holds no run.
     """
@@ -88,18 +90,23 @@ def _verify_patient(
         return verdict
     verdict.file, verdict.slides = record.file, len(record.slides)
     if record.file not in checked:  # one file may hold many patients
-        problems_of = _file_problems if record.images is None else folder_problems
-        checked[record.file] = list(problems_of(layout.folder / record.file, record))
+        checked[record.file] = list(_problems_of(layout.folder / record.file, record, run))
     verdict.problems += checked[record.file]
     named = [slide.resolved.id for slide in record.slides]
     if named != list(slides):
         verdict.problems.append(f"slides {named} were published, the run has {list(slides)}")
     for slide in record.slides:
         _verify_statuses(slide, verdict)
-        if run.defining.collector_mode == "stream" and not verdict.problems:
+        if run.defining.collector_mode == "stream" and record.maps is None and not verdict.problems:
             _verify_rows(layout.folder / record.file, patient_id, slide, verdict)
         _verify_source(slide, slides.get(slide.resolved.id, slide.resolved.path), verdict)
     return verdict
+
+
+def _problems_of(path: Path, record: PublishedPatient, run: RunFile) -> Iterable[str]:
+    if record.maps is not None:
+        return map_problems(path, record, int(run.defining.maps["reduction"]))
+    return _file_problems(path, record) if record.images is None else folder_problems(path, record)
 
 
 def _file_problems(path: Path, record: PublishedPatient) -> list[str]:

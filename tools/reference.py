@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "TorchScriptCollector",
         "ExportedProgramCollector",
     ),
-    "Writers": ("HDF5StreamWriter", "CSVStreamWriter", "ImageStreamWriter"),
+    "Writers": ("HDF5StreamWriter", "CSVStreamWriter", "ImageStreamWriter", "MapStreamWriter"),
     "Running": ("Pipeline", "Report", "verify"),
     "Reading back, maps, pictures": (
         "read_pieces",

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from streamwsi.errors import ConfigError
+from streamwsi.map_options import NAMED_WEIGHTS
 
 _ONE_SLIDE = ("slide", "patient")
-_EACH_PICTURE = ("view", "format")
+_EACH_PICTURE = ("view", "format", "weights")
 
 
 @click.command()
@@ -34,6 +35,11 @@ _EACH_PICTURE = ("view", "format")
 @click.option("--vmin", type=float, help="Value of the colour bar's lower end.")
 @click.option("--vmax", type=float, help="Value of the colour bar's upper end.")
 @click.option("--threshold", type=float, help="Values below it are not coloured.")
+@click.option(
+    "--weights",
+    type=click.Choice(NAMED_WEIGHTS),
+    help="How windows that overlap are blended, on cells of a quarter of the stride.  [default: means on cells of it]",
+)
 @click.option("--width", "width_px", type=int, help="Width in pixels.  [default: 1600; of a tiff the slide's, 16384 at most]")
 @click.option("--title", help="[default: patient and slide]")
 @click.option("--slide-path", type=click.Path(), help="The slide, or the folder it lies in, if it has moved.")

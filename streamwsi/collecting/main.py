@@ -9,12 +9,13 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from streamwsi.chunks import UInt8Array
+from streamwsi.chunks import Status, UInt8Array
 from streamwsi.collecting.ahead import Ahead, ChunkWork, Step
 from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.image_rows import ImageRows
@@ -22,6 +23,7 @@ from streamwsi.collecting.rows import ChunkRows
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Windows
 from streamwsi.images.encoding import ImageEncoding
+from streamwsi.map_options import MapOptions
 from streamwsi.values import ValueSpec, joined
 from streamwsi.wire.channels import DataInput, DataOutputs, Poll, Wakeup
 from streamwsi.wire.messages import (
@@ -40,6 +42,10 @@ from streamwsi.wire.messages import (
 from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
+if TYPE_CHECKING:
+    from streamwsi.blending.chunk import Tile
+    from streamwsi.collecting.map_rows import MapBlending
+
 
 class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a collector process is asked to do."""
@@ -52,6 +58,8 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     images: ImageEncoding | None = None
     """How images are encoded, for a writer that stores them; None: for one that stores numbers."""
     encode_threads: int = 1
+    maps: MapOptions | None = None
+    """How images are blended, for a writer that makes maps of them."""
 
 
 def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None = None) -> None:
@@ -75,6 +83,7 @@ class _Collector:
         self._poll = Poll(seat.control, self._data, self._wakeup)
         self._ahead = Ahead(options.batch_size)
         self._images = None if options.images is None else ImageRows(options.images, options.encode_threads)
+        self._blending: MapBlending | None = None
         self._spec: ValueSpec | None = None
         self._kept: dict[int, weakref.ref[UInt8Array]] = {}
         """Slots that the user's code holds views into, by lease."""
@@ -86,6 +95,11 @@ class _Collector:
         self._collector.device = self._options.device
         with users_code("setup"):
             self._collector.setup()
+        if self._options.maps is not None:
+            from streamwsi.collecting.map_rows import MapBlending  # others have no use for it, and importing takes time
+
+            with users_code("loading the weights"):
+                self._blending = MapBlending(self._options.maps)
         self._seat.ready(self._data.endpoint)
         while not self._stopped:
             step = self._ahead.take(self._hear)
@@ -145,7 +159,7 @@ class _Collector:
         """Run the collector over a batch. Raises UserCodeError when it raises, PieceError when its result cannot be stored."""
         work = step.work
         if work.rows is None:
-            work.rows = ChunkRows(work.chunk, self._spec, self._options.columns, self._images)
+            work.rows = self._rows_of(work)
         if not len(step.members):
             return
         batch = step.batch()
@@ -158,6 +172,11 @@ class _Collector:
         except PieceError as error:
             raise PieceError(f"{self._where(work, batch.windows)}: {error}") from error
         self._spec = work.rows.spec
+
+    def _rows_of(self, work: ChunkWork) -> ChunkRows:
+        if self._blending is not None:
+            return self._blending.chunk(work.chunk, work.resolved, self._spec, self._options.columns)
+        return ChunkRows(work.chunk, self._spec, self._options.columns, self._images)
 
     def _where(self, work: ChunkWork, windows: Windows) -> str:
         name = type(self._collector).__qualname__
@@ -194,8 +213,11 @@ def pieces_message(work: ChunkWork) -> tuple[Pieces, list[Any]]:
     rows = work.rows
     if rows is None:
         raise RuntimeError(f"chunk {work.number} was not processed")
-    values = rows.values()
     index = np.ascontiguousarray(rows.windows.index)
+    tiles = rows.tiles()
+    if tiles is not None:
+        return _map_message(work, rows, index, tiles)
+    values = rows.values()
     header = Pieces(
         lease=work.lease,
         patient=work.resolved.patient,
@@ -207,6 +229,25 @@ def pieces_message(work: ChunkWork) -> tuple[Pieces, list[Any]]:
     )
     payload = joined(values) if header.values.holds_bytes else (np.ascontiguousarray(values),)
     return header, [index, rows.status, *payload]
+
+
+def _map_message(work: ChunkWork, rows: ChunkRows, index: npt.NDArray[np.int64], tiles: list[Tile]) -> tuple[Pieces, list[Any]]:
+    """The same for a map: tiles of sums come in place of rows."""
+    from streamwsi.blending.packing import packed
+
+    header = Pieces(
+        lease=work.lease,
+        patient=work.resolved.patient,
+        slide=work.resolved.slide,
+        chunk=work.number,
+        values=rows.spec or ValueSpec("float64", ()),
+        windows=len(index),
+        rows=int(np.count_nonzero(rows.status == Status.WRITTEN)),
+        tiles=len(tiles),
+    )
+    table = np.array([(*tile.place, *tile.box) for tile in tiles], np.int64).reshape(-1, 6)
+    sums = [packed(tile.sums) for tile in tiles]
+    return header, [index, rows.status, table, *sums]
 
 
 @contextmanager

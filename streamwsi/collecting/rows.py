@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from streamwsi.chunks import BigChunk, ProcessedPiece, Status
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Window, Windows
 from streamwsi.values import ValueSpec, as_rows
+
+if TYPE_CHECKING:
+    from streamwsi.blending.chunk import Tile
 
 
 class RowMaker(Protocol):
@@ -68,6 +71,7 @@ class ChunkRows:
         self.spec = spec
         self.status = np.full(len(chunk.windows), Status.NONE, np.uint8)
         self.status[chunk.skipped] = Status.SKIPPED
+        self._skipped = chunk.skipped.copy()
 
     def add(self, rows: npt.NDArray[np.intp], result: Any) -> None:
         """Take the result for the windows at `rows`.
@@ -88,19 +92,15 @@ class ChunkRows:
                 raise PieceError(f"{_name(windows)}: {error}") from error
         if not len(rows):
             return
-        spec = ValueSpec.of(values, self._columns)
+        try:
+            spec = self._spec_of(values, windows)
+        except PieceError as error:
+            raise PieceError(f"{_name(windows)}: {error}") from error
         if self.spec is None:
-            if self._columns is not None and len(self._columns) != spec.size:
-                raise PieceError(
-                    f"{_name(windows)}: the collector names {len(self._columns)} columns {self._columns}, but a value has "
-                    f"{spec.size} numbers (shape {spec.shape})"
-                )
             self.spec = spec
         elif (spec.dtype, spec.shape) != (self.spec.dtype, self.spec.shape):
             raise PieceError(f"{_name(windows)}: a value is {spec}, those before it were {self.spec}")
-        if self._rows is None:
-            self._rows = spec.blank(len(self.windows))
-        self._rows[rows] = values
+        self._keep(rows, values, spec)
         self.status[rows] = Status.WRITTEN
 
     def values(self) -> npt.NDArray[Any]:
@@ -109,6 +109,26 @@ class ChunkRows:
             return (self.spec or ValueSpec("float64", ())).empty()
         written: npt.NDArray[Any] = self._rows[self.status == Status.WRITTEN]
         return written
+
+    def tiles(self) -> list[Tile] | None:
+        """The sums of what was added, where that makes a map: they stand in place of rows."""
+        return None
+
+    def _spec_of(self, values: npt.NDArray[Any], windows: Windows) -> ValueSpec:
+        """The spec of the values of these windows. Raises PieceError where they cannot be stored so."""
+        spec = ValueSpec.of(values, self._columns)
+        if self.spec is None and self._columns is not None and len(self._columns) != spec.size:
+            raise PieceError(
+                f"the collector names {len(self._columns)} columns {self._columns}, but a value has {spec.size} numbers (shape "
+                f"{spec.shape})"
+            )
+        return spec
+
+    def _keep(self, rows: npt.NDArray[np.intp], values: npt.NDArray[Any], spec: ValueSpec) -> None:
+        """Keep the values of the windows at `rows`, each of which comes once."""
+        if self._rows is None:
+            self._rows = spec.blank(len(self.windows))
+        self._rows[rows] = values
 
     def _from_pieces(
         self, rows: npt.NDArray[np.intp], windows: Windows, pieces: list[ProcessedPiece]

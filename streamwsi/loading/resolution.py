@@ -126,7 +126,7 @@ class Wanted:
             if (value := getattr(self, name)) is not None:
                 described[name] = value
         if self.missing_mpp != "error":
-            described["missing_mpp"] = _source(self.missing_mpp) if callable(self.missing_mpp) else self.missing_mpp
+            described["missing_mpp"] = source_of(self.missing_mpp) if callable(self.missing_mpp) else self.missing_mpp
         return described
 
 
@@ -242,10 +242,11 @@ def _level_name(level: Level) -> int | str:
     """What stands for the level in ``run.json``: itself, or the source of the callable that chooses it."""
     if not callable(level):
         return level
-    return str(level) if isinstance(level, LevelAtMpp) else _source(level)
+    return str(level) if isinstance(level, LevelAtMpp) else source_of(level)
 
 
-def _source(function: Callable[..., Any]) -> str:
+def source_of(function: Callable[..., Any]) -> str:
+    """What stands for a callable in ``run.json``: its source, or its name where that is not to be had."""
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):

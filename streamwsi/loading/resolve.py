@@ -49,6 +49,8 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     tile_cache_bytes: int = TILE_CACHE_BYTES
     max_windows: int = MOST_WINDOWS
     """In one chunk."""
+    starts_at_multiples_of: int = 1
+    """Windows begin at such pixels of what is read, or their slide fails."""
 
 
 def resolve_slide(
@@ -77,6 +79,7 @@ def resolve_slide(
         )
         sample = Sample.of(places.start, chunk, places.label, places.names)
         stride = places.stride
+    _refuse_between_pixels(slide, grid if choices.sampler is None else places, options)
     return ResolvedSlide(
         patient=place[0],
         slide=place[1],
@@ -112,6 +115,21 @@ def scene_of(
     finest = resolutions[0]
     opened = Slide(slide.path, slide.id, info)
     return Scene(opened, patient_id, finest.extent(info), finest.downsample(info), kernel, reader), resolutions
+
+
+def _refuse_between_pixels(slide: Slide, placed: Grid | Places, options: ReadingOptions) -> None:
+    """Raise SlideError where windows begin between two pixels of the map that is to be made of them."""
+    step = options.starts_at_multiples_of
+    if step == 1:
+        return
+    starts = placed.start.ravel() if isinstance(placed, Places) else np.concatenate([placed.xs, placed.ys])
+    off = starts[starts % step != 0]
+    if len(off):
+        raise SlideError(
+            f"{slide.path}: {len(off)} of {len(starts)} starts of windows are no multiples of reduction={step}, the first is "
+            f"{off[0]}: they would lie between two pixels of the map; take a stride, a border or a sampler that places windows "
+            "at multiples, or images of the windows' own size"
+        )
 
 
 def _as_read(tile: tuple[int, int] | None, zoom: float) -> tuple[int, int] | None:

@@ -164,6 +164,8 @@ def contact_sheet(
         raise MapError(f"{outcome.folder}: its collector gathers results ({outcome.collector_mode}), of which there is no map")
     if outcome.format == "images":
         raise MapError(f"{outcome.folder}: its run has written images, of which there is no map")
+    if outcome.format == "maps":
+        raise MapError(f"{outcome.folder}: its run has written maps, which are pictures themselves")
     tiles = list(_tiles(outcome))
     if not tiles:
         raise MapError(f"{outcome.folder}: its run has no slides")

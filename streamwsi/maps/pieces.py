@@ -24,12 +24,14 @@ import numpy.typing as npt
 from streamwsi.config import OutputOptions
 from streamwsi.errors import MapError
 from streamwsi.geometry import Border, Grid, Int64Array
+from streamwsi.map_options import MAP_SUFFIXES
 from streamwsi.plan import Plan, Sample
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 from streamwsi.writing.csv_file import LABELLED_COLUMNS, WINDOW_COLUMNS
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.manifest import holds_patch_set
+from streamwsi.writing.map_manifest import holds_maps
 from streamwsi.writing.publish import PublishedPatient
 
 if TYPE_CHECKING:
@@ -294,14 +296,18 @@ def _find(
 
 
 def refuse_images(folder: Path) -> None:
-    """Raise MapError where a folder is a patient's of images, or one of such folders."""
+    """Raise MapError where a folder is a patient's of images or maps, or one of such folders."""
     if holds_patch_set(folder) or any(map(holds_patch_set, folder.iterdir())):
         raise MapError(f"{folder} holds images, of which there is no map: one is made of the values of a .h5 or .csv file")
+    if holds_maps(folder) or any(map(holds_maps, folder.iterdir())):
+        raise MapError(f"{folder} holds maps already: open them as what they are, {', '.join(MAP_SUFFIXES.values())}")
 
 
 def _open(path: Path) -> _HDF5Pieces | _CSVPieces:
     if holds_patch_set(path):
         raise MapError(f"{path} holds a patient's images; a .h5 or .csv file of values was expected")
+    if holds_maps(path):
+        raise MapError(f"{path} holds a patient's maps; a .h5 or .csv file of values was expected")
     if not path.is_file():
         raise MapError(f"{path} is not a file; a patient's .h5 or .csv file was expected")
     if path.suffix.lower() in (".h5", ".hdf5"):

@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamwsi.arrays.weights import Weights
 from streamwsi.errors import MapError
 from streamwsi.geometry import Grid, Int64Array, axis_sizes, starts_at
 from streamwsi.maps.pieces import Pieces, PieceStream, SlidePlan, flattened, load
+from streamwsi.maps.weighted import WeightedSums
 
 Float64Array = npt.NDArray[np.float64]
 _CHANNELS_AT_ONCE = 16
 """Channels that are placed together: their sums lie in memory besides the map."""
+_FINER = 4
+"""Cells to a plan's, along each axis, where windows have weights."""
 _WINDOWS_AT_ONCE = 1 << 20
 """Places in the plan that are looked at together, whether or not they have a value."""
 
@@ -75,7 +79,7 @@ class _Overlaps:
         return sums
 
 
-def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: str | None = None) -> Map:
+def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: str | None = None, *, weights: Any = None) -> Map:
     """The values of a slide on a grid of cells.
 
     Cells are stride × stride squares (in pixels of the level read; of a quarter of a window where a sampler has placed windows
@@ -84,24 +88,33 @@ def read_map(path: str | os.PathLike[str], slide: str | None = None, patient: st
     value is NaN makes every cell that it touches NaN: a mean over something unknown is unknown. Values of higher rank are
     flattened to channels; booleans and integers become float64 (exact up to 2**53).
 
-    `path`, `slide` and `patient` are those of :func:`~streamwsi.maps.pieces.read_pieces`. Raises MapError as that does, and
+    With `weights`, windows that overlap are blended on cells a quarter as wide and high: a window counts on a cell as much as
+    its weights there add up to. ``"mean"``, ``"gaussian"``, ``"distance"``, an array of a window's (height, width), or a
+    callable that is given a size and returns such an array: as for :class:`streamwsi.Aggregator`.
+
+    `path`, `slide` and `patient` are those of :func:`~streamwsi.maps.pieces.read_pieces`. Raises ConfigError for weights that
+    cannot be, and MapError as that does, and
     for a CSV file without its record: where its windows lie on the slide is not known then.
     """
-    return place(load(Path(path), slide, patient))
+    return place(load(Path(path), slide, patient), weights=weights)
 
 
-def place(pieces: Pieces | PieceStream, coarser: int = 1) -> Map:
-    """The map of `pieces`, on cells `coarser` times as wide and high as the stride. Raises MapError without a plan."""
+def place(pieces: Pieces | PieceStream, coarser: int = 1, weights: Any = None) -> Map:
+    """The map of `pieces`, on cells `coarser` times as wide and high as those of :func:`cell_of`; MapError without a plan."""
     plan = plan_of(pieces)
-    cell = (plan.cell[0] * coarser, plan.cell[1] * coarser)
+    width, height = cell_of(plan, weights)
+    cell = (width * coarser, height * coarser)
     parts = pieces if isinstance(pieces, PieceStream) else [pieces]
-    sums: _Sums | _ScatteredSums
-    if plan.sampled is None:
+    sums: _Sums | _ScatteredSums | WeightedSums
+    if plan.sampled is None and weights is None:
         sums = _Sums(plan.grid(), cell, len(pieces.columns))
         for part in parts:
             sums.add(part.index, flattened(part.values))
     else:
-        sums = _ScatteredSums(plan.extent, cell, len(pieces.columns))
+        if weights is None:
+            sums = _ScatteredSums(plan.extent, cell, len(pieces.columns))
+        else:
+            sums = WeightedSums(plan.extent, cell, len(pieces.columns), Weights(weights, plan.kernel[::-1]))
         for part in parts:
             sums.add(starts_at(part.coords, plan.downsample), part.size, flattened(part.values))
     return Map(
@@ -125,9 +138,17 @@ def plan_of(pieces: Pieces | PieceStream) -> SlidePlan:
     return pieces.plan
 
 
-def coarser_for(plan: SlidePlan, size: tuple[int, int]) -> int:
+def cell_of(plan: SlidePlan, weights: Any = None) -> tuple[int, int]:
+    """(width, height) of a map's cells, in pixels of what is read: the plan's; for weights to be seen, a quarter of it."""
+    if weights is None:
+        return plan.cell
+    width, height = plan.cell
+    return max(1, width // _FINER), max(1, height // _FINER)
+
+
+def coarser_for(plan: SlidePlan, size: tuple[int, int], weights: Any = None) -> int:
     """How many cells to make one of, so that a map does not have more cells than (columns, rows) `size`."""
-    cells = [extent / side for extent, side in zip(plan.extent, plan.cell, strict=True)]
+    cells = [extent / side for extent, side in zip(plan.extent, cell_of(plan, weights), strict=True)]
     return max(1, *(math.ceil(n_cells / n_px) for n_cells, n_px in zip(cells, size, strict=True)))
 
 

@@ -55,6 +55,7 @@ def render(
     vmin: float | None = None,
     vmax: float | None = None,
     threshold: float | None = None,
+    weights: Any = None,
     width_px: int | None = None,
     title: str | None = None,
     format: str = "png",
@@ -89,6 +90,8 @@ def render(
         Values at the ends of the colour bar; by default the least and the greatest that are coloured.
     threshold
         Values below it are not coloured.
+    weights
+        How windows that overlap are blended, as for :func:`~streamwsi.maps.raster.read_map`; by default as it does.
     width_px
         Width of the whole picture, at least 200, by default 1600; a narrow slide's picture may be narrower. Of a TIFF: of the
         slide in it, by default the slide's own, and 16384 at most.
@@ -117,17 +120,17 @@ def render(
     )
     plan = plan_of(pieces)
     if target.suffix.lower() in _PYRAMIDS:
-        _render_pyramid(target, pieces, plan, colouring, width_px)
+        _render_pyramid(target, pieces, plan, colouring, width_px, weights)
         return target
     sheet = Sheet.of(plan.extent_l0, WIDTH_PX if width_px is None else width_px, 1 + (view == "side-by-side"))
-    heat = place(pieces, coarser_for(plan, sheet.size))
+    heat = place(pieces, coarser_for(plan, sheet.size, weights), weights)
     found = colouring.range_of(heat.values)
     scale = colouring.scale(found)
     panels = _panels(view, heat, scale, opacity, sheet.size, slide_path)
     mpp = believable_mpp(plan.mpp, plan.extent_l0)
     per_px = None if mpp is None else (mpp[0] * plan.extent_l0[0] / sheet.size[0], mpp[1] * plan.extent_l0[1] / sheet.size[1])
     name = pieces.patient if pieces.slide == pieces.patient else f"{pieces.patient} – {pieces.slide}"
-    words = Words(name if title is None else title, _about(plan), _note(plan, found, threshold), pieces.columns[0])
+    words = Words(name if title is None else title, _about(plan, weights), _note(plan, found, threshold), pieces.columns[0])
     figure = draw(sheet, panels, scale, opacity, words, per_px)
     save(figure, target)
     return target
@@ -249,9 +252,12 @@ def _panels(
     return [tissue, map_picture(heat, scale, size)]
 
 
-def _render_pyramid(target: Path, pieces: PieceStream, plan: SlidePlan, colouring: Colouring, width_px: int | None) -> None:
+def _render_pyramid(
+    target: Path, pieces: PieceStream, plan: SlidePlan, colouring: Colouring, width_px: int | None, weights: Any
+) -> None:
     (size, *_) = level_sizes(plan.extent_l0, _PYRAMID_WIDTH_PX if width_px is None else width_px)
-    heat = place(pieces, coarser_for(plan, (min(size[0], _CELLS_AT_MOST), min(size[1], _CELLS_AT_MOST))))
+    most = min(size[0], _CELLS_AT_MOST), min(size[1], _CELLS_AT_MOST)
+    heat = place(pieces, coarser_for(plan, most, weights), weights)
     with renamed_when_whole(target) as temporary:
         write_pyramid(temporary, heat, colouring.scale(colouring.range_of(heat.values)), size[0])
 
@@ -269,7 +275,7 @@ def _target(path: Path, target: str | os.PathLike[str] | None, name: str) -> Pat
     return chosen
 
 
-def _about(plan: SlidePlan) -> str:
+def _about(plan: SlidePlan, weights: Any = None) -> str:
     """How the values came about, in one line."""
     (width, height), (stride_x, stride_y) = plan.kernel, plan.stride
     size = f"{width} × {height} px"
@@ -279,7 +285,8 @@ def _about(plan: SlidePlan) -> str:
         size += f" ({across:.3g} × {down:.3g} µm)"
     every = f"every {stride_x if stride_x == stride_y else f'{stride_x}, {stride_y}'} px" if stride_x else "placed freely"
     coarser = "" if plan.zoom == 1 else f", made {plan.zoom:.3g} times coarser"
-    return f"windows of {size}, {every}, of level {plan.level}{coarser}"
+    blended = "" if weights is None else f", {weights if isinstance(weights, str) else 'own'} weights"
+    return f"windows of {size}, {every}, of level {plan.level}{coarser}{blended}"
 
 
 def _note(plan: SlidePlan, found: Range, threshold: float | None) -> str:

@@ -30,6 +30,7 @@ from streamwsi.writing.layout import (
     remove_output,
 )
 from streamwsi.writing.manifest import strange_files
+from streamwsi.writing.map_manifest import holds_maps, strange_in_maps
 from streamwsi.writing.publish import PublishedPatient, read_record
 from streamwsi.writing.run_file import RunFile
 
@@ -238,7 +239,7 @@ def _clear(layout: Layout) -> None:
 
 def _refuse_others_files(folder: Path) -> None:
     """Raise OutputError where a patient's folder would be removed with files in it that no run has made."""
-    strange = next(strange_files(folder), None)
+    strange = next(strange_in_maps(folder) if holds_maps(folder) else strange_files(folder), None)
     if strange is not None:
         raise OutputError(f"{folder / strange} was not made by streamwsi: move it out of the folder, which is to be removed")
 

@@ -39,6 +39,7 @@ from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
+from streamwsi.pipeline.map_checks import check_maps, most_chunk_px
 from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads, window_px
 from streamwsi.pipeline.report import Report
 from streamwsi.sampling.description import description_of
@@ -81,7 +82,7 @@ class Pipeline:
     threads
         Decode threads of each loader; by default the processors there are, shared among the loaders.
     chunk_px
-        Pixels of a big chunk, about.
+        Pixels of a big chunk, about; with a MapStreamWriter at most 4 million of the map, or those of a batch.
     collector_credits, writer_credits, loader_credits
         Chunks that one process of that kind may hold.
     tile_cache_mb
@@ -158,6 +159,10 @@ class Pipeline:
         _check_host(transport, tcp_host, key_dir)
         if writer.options.images is not None:
             check_names(writer.options.images, loader.dataset)
+        chunk_px = count(chunk_px, "chunk_px")
+        if writer.options.maps is not None:
+            check_maps(writer.options.maps, loader)
+            chunk_px = min(chunk_px, most_chunk_px(writer.options.maps, loader, max(part.batch_size for part in self._parts)))
         loaders, threads = loaders_and_threads(loaders, threads)
         self._loader, self._writer = loader, writer
         self._quiet, self._overwrite = quiet, overwrite
@@ -165,7 +170,7 @@ class Pipeline:
             loaders=loaders,
             writers=count(writers, "writers"),
             threads=threads,
-            chunk_px=count(chunk_px, "chunk_px"),
+            chunk_px=chunk_px,
             loader_credits=threads + 1 if loader_credits is None else count(loader_credits, "loader_credits"),
             collector_credits=count(collector_credits, "collector_credits"),
             writer_credits=count(writer_credits, "writer_credits"),
@@ -253,6 +258,7 @@ class Pipeline:
             tile_cache_bytes=execution.tile_cache_bytes,
             min_chunk_interval_s=execution.min_chunk_interval_s,
             max_windows=self._most_windows(),
+            starts_at_multiples_of=1 if (maps := self._writer.options.maps) is None else maps.reduction,
         )
 
     def _most_windows(self) -> int:
@@ -278,6 +284,7 @@ class Pipeline:
                 max_chunk_bytes=max(chunk_bytes(self._loader, self._execution.chunk_px) + _CHUNK_SLACK_BYTES, _ANY_CHUNK_BYTES),
                 images=None if output.images is None else output.images.encoding,
                 encode_threads=max(1, available_cpus() // part.collectors),
+                maps=output.maps,
             ),
             collector=shipped,
             asks_finished=overrides(part.collector, "is_finished"),
@@ -304,6 +311,7 @@ class Pipeline:
             one_file=part.output.one_file,
             sampler=None if loader.sampler is None else description_of(loader.sampler),
             images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
+            maps={} if part.output.maps is None else part.output.maps.describe(),
             **loader.resolution.describe(),
         )
 
@@ -331,8 +339,12 @@ class _Part:
             raise ConfigError(
                 f"an ImageStreamWriter goes with mode 'stream': a collector of mode {collector.mode!r} gives no images to files"
             )
-        if isinstance(collector, Patches) and output.images is None:
-            raise ConfigError("Patches gives images: use it with an ImageStreamWriter")
+        if collector.mode != "stream" and output.maps is not None:
+            raise ConfigError(
+                f"a MapStreamWriter goes with mode 'stream': a collector of mode {collector.mode!r} gives no images to maps"
+            )
+        if isinstance(collector, Patches) and output.images is None and output.maps is None:
+            raise ConfigError("Patches gives images: use it with an ImageStreamWriter, or with a MapStreamWriter")
         if collector.mode != "stream" and output.one_file:
             raise ConfigError(
                 f"one_file goes with mode 'stream': a collector of mode {collector.mode!r} writes no pieces to files"

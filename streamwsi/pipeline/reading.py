@@ -39,6 +39,7 @@ def loader_startup(
     tile_cache_bytes: int,
     min_chunk_interval_s: float = 0.0,
     max_windows: int = MOST_WINDOWS,
+    starts_at_multiples_of: int = 1,
     epoch: int | None = None,
 ) -> LoaderStartup:
     """What loader processes are told; with an `epoch`, the sampler's windows are those of that draw.
@@ -64,6 +65,7 @@ def loader_startup(
             min_chunk_interval_s=min_chunk_interval_s,
             tile_cache_bytes=tile_cache_bytes,
             max_windows=max_windows,
+            starts_at_multiples_of=starts_at_multiples_of,
         ),
         level=0 if level is None or callable(level) else level,
         choices=None if simple else ship(Choices(loader.resolution, sampler), "what chooses resolutions and windows"),

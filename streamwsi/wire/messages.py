@@ -372,7 +372,11 @@ class Chunk(Message, frozen=True):
 
 
 class Pieces(Message, frozen=True):
-    """What became of the windows of a chunk; payload: indices, statuses, values; of bytes first their lengths."""
+    """What became of the windows of a chunk; payload: indices, statuses, values; of bytes first their lengths.
+
+    Of a map: indices, statuses, a table of tiles, (n, 6) int64 of block row and column, top, left, bottom and right; and the
+    sums of each, packed, or nothing where they are 0.
+    """
 
     lease: int
     patient: int
@@ -381,6 +385,9 @@ class Pieces(Message, frozen=True):
     values: ValueSpec
     windows: int
     rows: int
+    """Windows that are written."""
+    tiles: int | None = None
+    """Of a map: how many come in place of rows."""
 
 
 AnyMessage = (

@@ -32,7 +32,7 @@ _NAMES_IN_ATTRIBUTE = 2048
 """More names than these do not fit into an attribute, which may have 64 KiB."""
 
 
-class _Disk(io.FileIO):
+class HDF5Disk(io.FileIO):
     """A file that takes whatever HDF5 writes, and keeps the disk's first refusal for us.
 
     HDF5 must not meet it: it cannot close a file that it cannot write, prints so at every object that is let go, and has been
@@ -84,7 +84,7 @@ class HDF5PieceFile:
         self._spec = spec
         self._by_patient = by_patient
         self._compression = compression
-        self._disk = _Disk(path)
+        self._disk = HDF5Disk(path)
         self._file = h5py.File(self._disk, "w", libver=("earliest", "v110"))
         self._file.attrs["streamwsi_version"] = __version__
         self._slides: list[str] = []

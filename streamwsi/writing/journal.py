@@ -13,8 +13,8 @@ What is on disk once a commit has returned:
 
 Pieces are kept as runs of neighbouring windows (a row of a chunk's block is one run), keyed by slide and first window, so
 that reading in key order is reading in window order, with no more than a run in memory. Values that are bytes are kept behind
-their lengths. A commit is one transaction; a
-chunk that is committed again changes nothing.
+their lengths. Of a map there are tiles of sums in place of values, keyed by block and chunk, so that a block's are read in the
+order of the plan. A commit is one transaction; a chunk that is committed again changes nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,32 @@ CREATE TABLE slides (slide INTEGER PRIMARY KEY, resolved BLOB NOT NULL);
 CREATE TABLE chunks (slide INTEGER, chunk INTEGER, written INTEGER, none INTEGER, skipped INTEGER,
                      PRIMARY KEY (slide, chunk)) WITHOUT ROWID;
 CREATE TABLE pieces (key INTEGER PRIMARY KEY, chunk INTEGER, written INTEGER, status BLOB NOT NULL, vals BLOB NOT NULL);
+CREATE TABLE tiles (slide INTEGER, block_row INTEGER, block_column INTEGER, chunk INTEGER, y0 INTEGER, x0 INTEGER,
+                    y1 INTEGER, x1 INTEGER, sums BLOB NOT NULL, PRIMARY KEY (slide, block_row, block_column, chunk));
+CREATE TABLE tiled (slide INTEGER, chunk INTEGER, status BLOB NOT NULL, PRIMARY KEY (slide, chunk)) WITHOUT ROWID;
 """
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkTiles:
+    """What a chunk adds to a map."""
+
+    spec: ValueSpec
+    """Of the image of a whole window."""
+    tiles: list[StoredTile]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTile:
+    """A tile of sums as it is stored."""
+
+    place: tuple[int, int]
+    """(row, column) of its block."""
+    box: tuple[int, int, int, int]
+    """(top, left, bottom, right), in pixels of the map."""
+    sums: bytes | memoryview
+    """Packed, see :mod:`streamwsi.blending.packing`; their type follows from the values' and the plan."""
+    chunk: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +93,13 @@ class ChunkPieces:
     values: npt.NDArray[Any]
     """(m, ...): one row for each written window, in order."""
     columns: tuple[str, ...] | None = None
+    map: ChunkTiles | None = None
+    """What there is of a map, in place of values."""
 
     def __post_init__(self) -> None:
         written = int(np.count_nonzero(self.status == Status.WRITTEN))
-        if len(self.index) != len(self.status) or len(self.values) != written:
+        rows = written if self.map is None else 0
+        if len(self.index) != len(self.status) or len(self.values) != rows:
             raise PieceError(
                 f"chunk {self.chunk}: {len(self.index)} windows with {len(self.status)} statuses, {written} of them written, "
                 f"cannot have {len(self.values)} values"
@@ -152,7 +180,7 @@ class Journal:
         try:
             with self._transaction():
                 for chunk in chunks:
-                    if len(chunk.values):
+                    if len(chunk.values) or (chunk.map is not None and chunk.counts()[Status.WRITTEN]):
                         self._check_spec(chunk)
                     added = self._execute(
                         "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)", (chunk.slide, chunk.chunk, *chunk.counts())
@@ -185,16 +213,38 @@ class Journal:
             (rows,) = self._execute(query, (slide, (1 << 62) if last_chunk is None else last_chunk)).fetchone()
         return int(rows)
 
-    def runs(self, slide: int) -> Iterator[Run]:
-        """All runs of a slide, in window order, one in memory at a time."""
+    def runs(self, slide: int, with_values: bool = True) -> Iterator[Run]:
+        """All runs of a slide, in window order, one in memory at a time; of a map there are no values."""
         query = "SELECT key, chunk, status, vals FROM pieces WHERE key >= ? AND key < ? ORDER BY key"
-        spec = self._spec
+        spec = self._spec if with_values else None
         with self._sqlite():
             for key, chunk, status, values in self._execute(query, (slide << _SLIDE_SHIFT, (slide + 1) << _SLIDE_SHIFT)):
                 statuses = np.frombuffer(status, np.uint8)
                 rows = int(np.count_nonzero(statuses == Status.WRITTEN))
                 decoded = _decoded(values, spec, rows) if spec else np.empty((0,))
                 yield Run(key & ((1 << _SLIDE_SHIFT) - 1), chunk, statuses, decoded)
+
+    def tiles(self, slide: int, place: tuple[int, int], last_chunk: int | None = None) -> Iterator[StoredTile]:
+        """The tiles that a slide's chunks, up to `last_chunk` if that is given, have in a block, in the chunks' order, one in
+        memory at a time.
+        """
+        query = (
+            "SELECT chunk, y0, x0, y1, x1, sums FROM tiles "
+            "WHERE slide = ? AND block_row = ? AND block_column = ? AND chunk <= ? ORDER BY chunk"
+        )
+        last = (1 << 62) if last_chunk is None else last_chunk
+        with self._sqlite():
+            for chunk, *box, sums in self._execute(query, (slide, *place, last)):
+                top, left, bottom, right = box
+                yield StoredTile(place, (top, left, bottom, right), sums, chunk)
+
+    def statuses(self, slide: int, chunk: int) -> npt.NDArray[np.uint8]:
+        """(n,) uint8: what became of the windows of a chunk of a map, in the chunk's order. Raises JournalError without it."""
+        with self._sqlite():
+            row = self._execute("SELECT status FROM tiled WHERE slide = ? AND chunk = ?", (slide, chunk)).fetchone()
+        if row is None:
+            raise JournalError(f"{self.path} holds tiles of chunk {chunk} of slide {slide}, and not what became of its windows")
+        return np.frombuffer(row[0], np.uint8)
 
     def close(self) -> None:
         """Close the journal; what was committed is in it."""
@@ -260,9 +310,13 @@ class Journal:
                 f"{self.path}: chunk {chunk.chunk} of slide {chunk.slide}, windows {chunk.index[0]} to {chunk.index[-1]}, "
                 "holds a window that another chunk has committed"
             ) from error
+        if chunk.map is not None:
+            self._execute("INSERT INTO tiled VALUES (?, ?, ?)", (chunk.slide, chunk.chunk, chunk.status.tobytes()))
+            rows = ((chunk.slide, *tile.place, chunk.chunk, *tile.box, tile.sums) for tile in chunk.map.tiles)
+            self._db_open.executemany("INSERT INTO tiles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _check_spec(self, chunk: ChunkPieces) -> None:
-        spec = ValueSpec.of(chunk.values, chunk.columns)
+        spec = ValueSpec.of(chunk.values, chunk.columns) if chunk.map is None else chunk.map.spec
         if self._spec is None:
             self._execute("INSERT INTO meta VALUES ('values', ?)", (msgspec.msgpack.encode(spec),))
             self._spec = spec

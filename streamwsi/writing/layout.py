@@ -18,8 +18,8 @@ from pathlib import Path
 from streamwsi.config import OutputOptions
 from streamwsi.errors import DiskError, StreamwsiError
 
-SUFFIXES = {"csv": ".csv", "hdf5": ".h5", "images": ""}
-"""Of a patient's file; images are a folder of its name."""
+SUFFIXES = {"csv": ".csv", "hdf5": ".h5", "images": "", "maps": ""}
+"""Of a patient's file; images and maps are a folder of its name."""
 _JOURNALS = ".journal"
 _RUN_FILE = "run.json"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{20}\.part")

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from streamwsi.config import Durability, OutputOptions
 from streamwsi.errors import WireError
+from streamwsi.map_options import MapOptions
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import parted
 from streamwsi.wire.channels import DataInput, Poll
@@ -40,7 +41,7 @@ from streamwsi.wire.messages import (
 )
 from streamwsi.wire.messages import Stop as StopMessage
 from streamwsi.wire.seat import Seat, UserCodeError
-from streamwsi.writing.journal import ChunkPieces, Journal, Run
+from streamwsi.writing.journal import ChunkPieces, ChunkTiles, Journal, Run, StoredTile
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient, read_record
 
@@ -146,7 +147,7 @@ class _Writer:
                     self._early.append((message, payload))
                 continue
             try:
-                pieces = pieces_of(message, payload, slide)
+                pieces = pieces_of(message, payload, slide, self._options.output.maps)
             except WireError:
                 self._seat.context.refused += 1
                 continue
@@ -158,11 +159,14 @@ class _Writer:
             self._seat.control.send(ChunksCommitted(leases, counts, self._seat.clock.read()))
 
 
-def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) -> ChunkPieces:
+def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide, maps: MapOptions | None = None) -> ChunkPieces:
     """The pieces that a message carries. Raises WireError when they are not those of the chunk it names."""
     try:
         index, status = np.frombuffer(payload[0], np.int64), np.frombuffer(payload[1], np.uint8)
-        values = _values_of(message, payload[2:])
+        if (maps is None) != (message.tiles is None):
+            raise ValueError(f"{message.tiles} tiles")
+        values = _values_of(message, payload[2:]) if maps is None else np.empty((0,))
+        tiles = None if maps is None else _tiles_of(message, payload[2:], slide, maps)
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise WireError(f"the parts of the pieces of chunk {message.chunk} do not fit their header: {error}") from error
     chunks = slide.chunks()
@@ -170,7 +174,14 @@ def pieces_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide) 
         raise WireError(f"pieces for windows that are not those of chunk {message.chunk} of slide {slide.id!r}")
     if len(status) != len(index) or status.max(initial=0) > 2 or np.count_nonzero(status == 0) != message.rows:
         raise WireError(f"the statuses of chunk {message.chunk} of slide {slide.id!r} do not fit its rows")
-    return ChunkPieces(message.slide, message.chunk, index, status, values, message.values.columns)
+    return ChunkPieces(message.slide, message.chunk, index, status, values, message.values.columns, tiles)
+
+
+def _tiles_of(message: Pieces, payload: list[memoryview], slide: ResolvedSlide, maps: MapOptions) -> ChunkTiles:
+    """What a chunk adds to a map. Raises as :func:`_values_of` does."""
+    from streamwsi.writing.map_tiles import tiles_of  # others have no use for it, and importing takes time
+
+    return ChunkTiles(message.values, tiles_of(message, payload, slide, maps))
 
 
 def _values_of(message: Pieces, payload: list[memoryview]) -> npt.NDArray[Any]:
@@ -270,11 +281,16 @@ class _WatchedJournal(Journal):
         super().__init__(path, durability)
         self._signs = signs
 
-    def runs(self, slide: int) -> Iterator[Run]:
+    def runs(self, slide: int, with_values: bool = True) -> Iterator[Run]:
         """All runs of a slide, in window order, one in memory at a time."""
-        for run in super().runs(slide):
+        for run in super().runs(slide, with_values):
             yield run
             self._signs.give()
+
+    def tiles(self, slide: int, place: tuple[int, int], last_chunk: int | None = None) -> Iterator[StoredTile]:
+        """The tiles of a block, in the chunks' order."""
+        self._signs.give()
+        yield from super().tiles(slide, place, last_chunk)
 
 
 class _Guarded:

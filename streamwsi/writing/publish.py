@@ -37,6 +37,8 @@ from streamwsi.writing.layout import (
     write_whole,
 )
 from streamwsi.writing.manifest import MANIFEST, holds_patch_set, totals_of
+from streamwsi.writing.map_manifest import MANIFEST as MAP_MANIFEST
+from streamwsi.writing.map_manifest import holds_maps, read_manifest
 
 _ROWS_AT_ONCE = 4096
 _BYTES_AT_ONCE = 1 << 23
@@ -71,13 +73,15 @@ class PublishedPatient(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     """Name of its file in the output folder."""
     size_bytes: int
-    """Of the file; of all images together, where it is a folder of them."""
+    """Of the file; of all images or maps together, where it is a folder of them."""
     checksum: str
-    """BLAKE2b-128 of the file, hexadecimal; of a folder's manifest, in which those of the images stand."""
+    """BLAKE2b-128 of the file, hexadecimal; of a folder's manifest, in which those of the images or maps stand."""
     values: ValueSpec | None
     slides: list[PublishedSlide]
     images: int | None = None
-    """How many there are in the folder; None: it is a file of values."""
+    """How many there are in the folder; None: it holds none."""
+    maps: int | None = None
+    """The same for maps."""
 
 
 class Gatherer(Protocol):
@@ -103,16 +107,18 @@ class _Block:
 class SlideRows:
     """The windows of one slide as a journal holds them: rows in window order, then what became of the others."""
 
-    def __init__(self, journal: Journal, resolved: ResolvedSlide, stop: Stop | None) -> None:
+    def __init__(self, journal: Journal, resolved: ResolvedSlide, stop: Stop | None, with_values: bool = True) -> None:
+        """Without values, as in the journal of a map, there are no rows to be had, only what became of each window."""
         self._journal = journal
         self.resolved = resolved
         self._plan = resolved.plan()
         self._chunks = resolved.chunks()
-        if stop is None or resolved.slide < stop.slide:
-            self._last_chunk: int | None = None
-        else:
-            self._last_chunk = stop.chunk if resolved.slide == stop.slide else -1
-        self.n_rows = journal.written_rows(resolved.slide, self._last_chunk)
+        self.last_chunk: int | None = None
+        """The last chunk that counts; None: all do."""
+        if stop is not None and resolved.slide >= stop.slide:
+            self.last_chunk = stop.chunk if resolved.slide == stop.slide else -1
+        self.n_rows = journal.written_rows(resolved.slide, self.last_chunk)
+        self._with_values = with_values
         self.counts = [0, 0, 0, 0]
         self.not_written: list[tuple[int, int, int]] = []
 
@@ -140,7 +146,7 @@ class SlideRows:
 
     def complete(self) -> bool:
         """Whether every chunk that counts was committed."""
-        last = len(self._chunks) - 1 if self._last_chunk is None else self._last_chunk
+        last = len(self._chunks) - 1 if self.last_chunk is None else self.last_chunk
         committed = self._journal.committed().get(self.resolved.slide, [])
         return sum(chunk <= last for chunk in committed) == last + 1
 
@@ -159,7 +165,7 @@ class SlideRows:
     def _statuses(self) -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
         """(first window, statuses, rows) of every window of the plan, in order, each exactly once."""
         expected = 0
-        for run in self._journal.runs(self.resolved.slide):
+        for run in self._journal.runs(self.resolved.slide, self._with_values):
             if run.first < expected:
                 raise JournalError(f"{self._name()}: window {run.first} stands in the journal twice")
             yield from self._gap(expected, run.first)
@@ -170,7 +176,7 @@ class SlideRows:
         yield from self._gap(expected, len(self._plan))
 
     def _counted(self, run: Run) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[Any]]:
-        if self._last_chunk is not None and run.chunk > self._last_chunk:
+        if self.last_chunk is not None and run.chunk > self.last_chunk:
             return run.first, np.full(len(run.status), Status.STOPPED, np.uint8), run.values[:0]
         return run.first, run.status, run.values
 
@@ -178,7 +184,7 @@ class SlideRows:
         """Windows without an entry: they may only lie behind the place where the patient was stopped."""
         for start in range(first, stop, 1 << 20):
             index = np.arange(start, min(stop, start + (1 << 20)), dtype=np.int64)
-            last = len(self._chunks) if self._last_chunk is None else self._last_chunk
+            last = len(self._chunks) if self.last_chunk is None else self.last_chunk
             missing = index[self._chunks.chunk_of(index) <= last]
             if len(missing):
                 raise JournalError(
@@ -221,7 +227,7 @@ def publish_patient(
     whatever a gathering collector raises.
     """
     layout = Layout.of(output)
-    slides = _slides(journal, stop, partial)
+    slides = _slides(journal, stop, partial, with_values=output.maps is None)
     _check_slides(slides, patient, stop, partial)
     result: bytes | None = None
     if gatherer is not None:
@@ -232,7 +238,10 @@ def publish_patient(
     else:
         final = layout.final_file(patient.id, partial)
         with _whole(final, output) as path:
-            _write(path, journal.spec or _NOTHING, output, slides)
+            if output.maps is None:
+                _write(path, journal.spec or _NOTHING, output, slides)
+            else:
+                _write_maps(path, patient.id, journal, output, slides)
         outdated = layout.final_file(patient.id, partial=True)
     with disk_errors(final):
         record = _record(patient.id, final, journal.spec, slides)
@@ -241,11 +250,11 @@ def publish_patient(
 
 
 def _whole(final: Path, output: OutputOptions) -> AbstractContextManager[Path]:
-    """A path for a patient's file, or a folder for the images, that gets its final name when the block ends well."""
-    if output.images is None:
+    """A path for a patient's file, or a folder for images or maps, that gets its final name when the block ends well."""
+    if output.images is None and output.maps is None:
         return renamed_when_whole(final)
-    if final.exists() and not holds_patch_set(final):
-        raise OutputError(f"{final} is in the way of a patient's images, and was not made by streamwsi: move it")
+    if final.exists() and not (holds_patch_set(final) if output.maps is None else holds_maps(final)):
+        raise OutputError(f"{final} is in the way of a patient's {output.format}, and was not made by streamwsi: move it")
     return folder_renamed_when_whole(final)
 
 
@@ -309,8 +318,8 @@ def checksum_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _slides(journal: Journal, stop: Stop | None, partial: bool) -> list[SlideRows]:
-    slides = [SlideRows(journal, resolved, stop) for resolved in journal.slides().values()]
+def _slides(journal: Journal, stop: Stop | None, partial: bool, with_values: bool = True) -> list[SlideRows]:
+    slides = [SlideRows(journal, resolved, stop, with_values) for resolved in journal.slides().values()]
     return [rows for rows in slides if not partial or rows.complete()]
 
 
@@ -345,6 +354,15 @@ def _write(path: Path, spec: ValueSpec, output: OutputOptions, slides: list[Slid
         file.close()
 
 
+def _write_maps(folder: Path, patient: str, journal: Journal, output: OutputOptions, slides: list[SlideRows]) -> None:
+    from streamwsi.writing.map_set import write_maps  # others have no use for it, and importing takes time
+
+    for rows in slides:
+        for _ in rows.blocks():  # each window is there, once
+            raise JournalError(f"slide {rows.resolved.id!r} of patient {patient!r}: the journal of a map holds values")
+    write_maps(folder, patient, journal, [(rows.resolved, rows.last_chunk) for rows in slides], output)
+
+
 def _append(file: Any, slides: list[SlideRows]) -> None:
     for rows in slides:
         file.begin_slide(rows.resolved, rows.n_rows)
@@ -373,13 +391,20 @@ def _pieces(slides: list[SlideRows], patient: Patient) -> Iterator[ProcessedPiec
 
 
 def _record(patient_id: str, final: Path, spec: ValueSpec | None, slides: list[SlideRows]) -> PublishedPatient:
-    measured = totals_of(final) if final.is_dir() else None
+    size, summed, images, maps = final.stat().st_size, final, None, None
+    if holds_maps(final):
+        entries = read_manifest(final).maps
+        size, summed, maps = sum(entry.size_bytes for entry in entries), final / MAP_MANIFEST, len(entries)
+    elif final.is_dir():
+        totals = totals_of(final)
+        size, summed, images = totals.bytes, final / MANIFEST, totals.images
     return PublishedPatient(
         patient_id=patient_id,
         file=final.name,
-        size_bytes=final.stat().st_size if measured is None else measured.bytes,
-        checksum=checksum_of(final if measured is None else final / MANIFEST),
+        size_bytes=size,
+        checksum=checksum_of(summed),
         values=spec,
         slides=[rows.published() for rows in slides],
-        images=None if measured is None else measured.images,
+        images=images,
+        maps=maps,
     )

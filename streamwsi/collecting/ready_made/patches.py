@@ -10,8 +10,8 @@ from streamwsi.collecting.collector import StreamCollector
 
 
 class Patches(StreamCollector):
-    """The pixels of each window, for a :class:`streamwsi.ImageStreamWriter`: (n, height, width, 3) uint8, or
-    (n, resolutions, height, width, 3) where several are read.
+    """The pixels of each window, for a :class:`streamwsi.ImageStreamWriter` or :class:`streamwsi.MapStreamWriter`: (n, height,
+    width, 3) uint8, or (n, resolutions, height, width, 3) where several are read, of which there is no map.
 
     One's own collector may give fewer windows, or other images, of normalised stains for one:
 

@@ -78,7 +78,7 @@ def test_render_draws_a_contact_sheet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--contact-sheet", "--view", "map"), "--view and --format do not go with --contact-sheet"),
+        (("--contact-sheet", "--view", "map"), "--view, --format and --weights do not go with --contact-sheet"),
         (("--slide", "a"), "--slide and --patient go with one patient's file, not with a folder"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -79,4 +79,5 @@ def _folders(path: str) -> list[Path]:
 
 def _refuse(given: dict[str, Any], names: tuple[str, ...], why: str) -> None:
     if any(name in given for name in names):
-        raise ConfigError(f"{' and '.join(f'--{name}' for name in names)} {why}")
+        *first, last = (f"--{name}" for name in names)
+        raise ConfigError(f"{', '.join(first)} and {last} {why}")

@@ -38,7 +38,8 @@ OBJECT_TYPES: tuple[ObjectType, ...] = get_args(ObjectType)
 _SUFFIXES = (".geojson", ".json", ".gz")
 _CELLS_AT_MOST = (4096, 4096)
 """Columns and rows of the map that regions are taken from: of a larger one, cells are joined."""
-_ROW_TOLERANCE = 1e-9
+_STRAIGHT = 1e-9
+"""Corners that lie so near to the line between their neighbours, in level-0 pixels, are none."""
 
 
 def export_geojson(
@@ -206,8 +207,8 @@ def _outline(inside: npt.NDArray[np.bool_], x_edges: npt.NDArray[np.float64], y_
     rows, first = np.nonzero(steps == 1)  # a run of cells in a row is one box
     stop = np.nonzero(steps == -1)[1]
     boxes = shapely.box(x_edges[first], y_edges[rows], x_edges[stop], y_edges[rows + 1])
-    # without a grid, edges that are the same but for how they are rounded would leave slivers; with one they are the same
-    union = shapely.normalize(shapely.simplify(shapely.union_all(boxes), _ROW_TOLERANCE))
+    # where boxes met along a straight edge, their corners are still in the outline
+    union = shapely.normalize(shapely.simplify(shapely.union_all(boxes), _STRAIGHT))
     return msgspec.json.decode(shapely.to_geojson(union))
 
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from streamwsi.geometry import Window, Windows
     from streamwsi.loading.level_at_mpp import LevelAtMpp
+    from streamwsi.loading.paired import Paired
     from streamwsi.loading.sliding_window import SlidingWindowLoader
     from streamwsi.loading.window_loader import WindowLoader
     from streamwsi.maps.contact_sheet import contact_sheet
@@ -122,6 +123,7 @@ _WHERE = {
     ),
     "geometry": ("Window", "Windows"),
     "loading.level_at_mpp": ("LevelAtMpp",),
+    "loading.paired": ("Paired",),
     "loading.sliding_window": ("SlidingWindowLoader",),
     "loading.window_loader": ("WindowLoader",),
     "maps.contact_sheet": ("contact_sheet",),

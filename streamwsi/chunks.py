@@ -6,8 +6,8 @@ In: pixels and a table of windows.  Out: BigChunk → Batch, SmallChunk; Process
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.dataset import Patient, Slide
-from streamwsi.errors import ChunkError
+from streamwsi.errors import ChunkError, ConfigError
 from streamwsi.geometry import Int64Array, Window, Windows
+from streamwsi.paired import AnyArray, PairedPixels
 
 UInt8Array = npt.NDArray[np.uint8]
 _SMALL_BYTES = 1 << 16
@@ -37,36 +38,56 @@ class Status(IntEnum):
     """It lies behind the place where ``is_finished`` stopped its patient."""
 
 
+class _Paired:
+    """What is read of images that are paired with the slide, by name."""
+
+    paired: Mapping[str, AnyArray]
+
+    @property
+    def labels(self) -> AnyArray:
+        """``paired["labels"]``. What a sampler calls each window is ``windows.labels``."""
+        return self._paired_with("labels")
+
+    @property
+    def mask(self) -> AnyArray:
+        """``paired["mask"]``."""
+        return self._paired_with("mask")
+
+    def _paired_with(self, name: str) -> AnyArray:
+        if name not in self.paired:
+            raise ConfigError(
+                f"no image called {name!r} is read with the slides: give the loader paired={{{name!r}: Paired(…)}}"
+            )
+        return self.paired[name]
+
+
 @dataclass(frozen=True, eq=False)
-class SmallChunk:
+class SmallChunk(_Paired):
     """One window's pixels."""
 
     window: Window
     """Where it lies."""
     pixels: UInt8Array
     """(height, width, 3) uint8, RGB, with its margin; of several resolutions (r, height, width, 3), all around one centre, the
-    finest first. A view into its big chunk, or into its batch."""
+    finest first. A view into its big chunk, or into its batch; what transforms have made of it, where the loader has some."""
     margin: int = 0
     """Pixels on each side that belong to what lies around the window."""
     slide: Slide | None = None
     """The slide it is of; None where a chunk is cut that does not say."""
     patient: Patient | None = None
     """Whose slide it is."""
-
-    def __post_init__(self) -> None:
-        expected = (self.window.height + 2 * self.margin, self.window.width + 2 * self.margin, 3)
-        if self.pixels.shape[-3:] != expected or self.pixels.ndim > 4:
-            raise ChunkError(f"window {self.window.index}: pixels must be {expected}, got {self.pixels.shape}")
+    paired: Mapping[str, AnyArray] = field(default_factory=dict)
+    """By name, what paired images have at the same place, each along its own axes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(_Paired):
     """Windows of one big chunk, stacked for a model; all of one size."""
 
     pixels: UInt8Array
     """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for. Of several
     resolutions (n, r, height, width, 3): each window's centre is the same in all, and they come as they were asked for, the
-    finest first."""
+    finest first. What transforms have made of it, where the loader has some."""
     windows: Windows
     """Their windows, in the rows' order."""
     slide: Slide
@@ -75,13 +96,15 @@ class Batch:
     """Whose slide it is, with records."""
     margin: int = 0
     """Pixels on each side of a window's that belong to what lies around it."""
+    paired: Mapping[str, AnyArray] = field(default_factory=dict)
+    """By name, what paired images have at the same places: (n, …), contiguous, each along its own axes, of its own dtype."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __iter__(self) -> Iterator[SmallChunk]:
         for row, window in enumerate(self.windows):
-            yield SmallChunk(window, self.pixels[row], self.margin, self.slide, self.patient)
+            yield SmallChunk(window, self.pixels[row], self.margin, self.slide, self.patient, _row_of(self.paired, row))
 
     @property
     def finest(self) -> UInt8Array:
@@ -100,7 +123,7 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class MixedBatch:
+class MixedBatch(_Paired):
     """Windows of several big chunks, and of several slides perhaps, stacked for a model; all of one size."""
 
     pixels: UInt8Array
@@ -114,18 +137,25 @@ class MixedBatch:
     """The patient of each row, with records."""
     margin: int = 0
     """Pixels on each side of a window's that belong to what lies around it."""
+    paired: Mapping[str, AnyArray] = field(default_factory=dict)
+    """By name, what paired images have at the same places: (n, …), contiguous, each along its own axes, of its own dtype."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __iter__(self) -> Iterator[SmallChunk]:
         for row, window in enumerate(self.windows):
-            yield SmallChunk(window, self.pixels[row], self.margin, self.slides[row], self.patients[row])
+            paired = _row_of(self.paired, row)
+            yield SmallChunk(window, self.pixels[row], self.margin, self.slides[row], self.patients[row], paired)
 
     @property
     def finest(self) -> UInt8Array:
         """(n, height, width, 3) uint8, RGB: the pixels of the finest resolution, where there are several, a view; else all."""
         return self.pixels if self.pixels.ndim == 4 else self.pixels[:, 0]
+
+
+def _row_of(paired: Mapping[str, AnyArray], row: int) -> dict[str, AnyArray]:
+    return {name: values[row] for name, values in paired.items()}
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,8 @@ class BigChunk:
     """(n,) bool: windows whose pixels could not be read."""
     margin: int = 0
     """Pixels around each window that its pixels have besides its own."""
+    paired: Mapping[str, PairedPixels] = field(default_factory=dict)
+    """By name, what paired images have at the same places."""
 
     def __post_init__(self) -> None:
         ndims = (3,) if self.origin is not None else (4, 5)
@@ -187,7 +219,8 @@ class BigChunk:
     def small_chunks(self) -> Iterator[SmallChunk]:
         """Every window that could be read, with its pixels."""
         for row in np.flatnonzero(~self.skipped).tolist():
-            yield SmallChunk(self.windows[row], self.pixels_of(row), self.margin)
+            paired = {name: pixels.of(row) for name, pixels in self.paired.items()}
+            yield SmallChunk(self.windows[row], self.pixels_of(row), self.margin, paired=paired)
 
     @cached_property
     def readable_rows(self) -> npt.NDArray[np.intp]:
@@ -239,6 +272,10 @@ class BigChunk:
         for target, row in zip(stacked, rows.tolist(), strict=True):
             target[...] = self.pixels_of(row)
         return stacked
+
+    def stack_paired(self, rows: npt.NDArray[np.intp]) -> dict[str, AnyArray]:
+        """By name, (n, …), contiguous: what paired images have where the windows in these `rows`, all of one size, lie."""
+        return {name: pixels.stack(rows) for name, pixels in self.paired.items()}
 
     def _gathered(self, starts: Int64Array, width: int, height: int) -> UInt8Array:
         """The windows at `starts`, (n, 2) x and y in the region, all at once: a loop would take longer than the copy."""

@@ -68,6 +68,10 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """How they are encoded, named and laid out; empty for other formats."""
     maps: dict[str, Any] = {}
     """How they are blended and what they become; empty for other formats."""
+    paired: dict[str, Any] = {}
+    """By name, how images that are read with the slides are read."""
+    transforms: dict[str, str] = {}
+    """By modality, what stands for the functions that change a batch before the collector has it."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.geometry import Border, ChunkGrid, Grid, Windows
+from streamwsi.paired import PairedImage, PairedLayout, blank_pixels, n_bytes_together
 from streamwsi.plan import Chunks, Plan, Sample, SampledWindows
 from streamwsi.resolution import Resolution
 
@@ -52,6 +53,8 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Further resolutions that are read around the centre of each window; None: windows have one, and no axis of them."""
     sample: Sample | None = None
     """The windows that a sampler has chosen; None: all of the grid."""
+    paired: tuple[PairedImage, ...] = ()
+    """Images that are read with it."""
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -99,8 +102,10 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return () if self.sample is None else self.sample.label_names
 
     def chunk_bytes(self, number: int) -> int:
-        """How many bytes the pixels of a big chunk take."""
-        return math.prod(self._layout(self._windows(number))[0])
+        """How many bytes the pixels of a big chunk take, with those of paired images."""
+        windows = self._windows(number)
+        shape, origin = self._layout(windows)
+        return n_bytes_together(math.prod(shape), self.paired_layouts(windows, packed=origin is None))
 
     def blank_chunk(self, number: int, memory: UInt8Array | None = None) -> BigChunk:
         """A big chunk whose pixels are still to be read, in `memory` ((n,) uint8, large enough) where that is given.
@@ -111,7 +116,13 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         shape, origin = self._layout(windows)
         size = math.prod(shape)
         pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
-        return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool), self.margin)
+        paired = blank_pixels(self.paired_layouts(windows, packed=origin is None), size, memory)
+        return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool), self.margin, paired)
+
+    def paired_layouts(self, windows: Windows, packed: bool) -> dict[str, PairedLayout]:
+        """Where windows lie in the paired images; `packed` as the pixels of the slide are."""
+        corners, sizes = windows.start - self.margin, windows.size + 2 * self.margin
+        return {image.name: PairedLayout.of(image, corners, sizes, self.downsample, packed) for image in self.paired}
 
     def chunks(self) -> Chunks:
         """How they are cut into big chunks."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from streamwsi.chunks import Batch, BigChunk, UInt8Array
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
+from streamwsi.paired import AnyArray
 from streamwsi.resolved import ResolvedSlide
 
 
@@ -57,6 +58,7 @@ class Step:
     last: bool
     """It is the chunk's last."""
     _pixels: UInt8Array | Future[UInt8Array] | None
+    _paired: Future[dict[str, AnyArray]] | None = None
 
     def batch(self) -> Batch:
         """The batch, ready. Call it once."""
@@ -64,8 +66,10 @@ class Step:
         if found is None:
             raise RuntimeError("the batch was taken already, or nothing of its chunk could be read")
         pixels = found.result() if isinstance(found, Future) else found
+        paired = {} if self._paired is None else self._paired.result()
+        self._paired = None
         chunk = self.work.chunk
-        return Batch(pixels, chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin)
+        return Batch(pixels, chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin, paired)
 
 
 class BatchMemory:
@@ -135,7 +139,8 @@ class Ahead:
             pixels = work.chunk.as_stacked(members)
         if pixels is None and len(members):
             pixels = self._thread.submit(work.chunk.stack, members, self._memory.take)
-        return Step(work, members, last, pixels)
+        paired = self._thread.submit(work.chunk.stack_paired, members) if len(members) and work.chunk.paired else None
+        return Step(work, members, last, pixels, paired)
 
     def _cut(self, work: ChunkWork) -> Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]]:
         all_members = list(work.chunk.batch_rows(self._batch_size)) or [np.empty(0, np.intp)]

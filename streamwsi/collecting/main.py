@@ -23,6 +23,7 @@ from streamwsi.collecting.rows import ChunkRows
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Windows
 from streamwsi.images.encoding import ImageEncoding
+from streamwsi.loading.transforms import TransformError, Transforms, transformed
 from streamwsi.map_options import MapOptions
 from streamwsi.values import ValueSpec, joined
 from streamwsi.wire.channels import DataInput, DataOutputs, Poll, Wakeup
@@ -60,6 +61,8 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     encode_threads: int = 1
     maps: MapOptions | None = None
     """How images are blended, for a writer that makes maps of them."""
+    transforms: bytes | None = None
+    """What changes batches before the collector has them: encoded, as :class:`streamwsi.collecting.spec.Shipped`."""
 
 
 def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None = None) -> None:
@@ -84,6 +87,7 @@ class _Collector:
         self._ahead = Ahead(options.batch_size)
         self._images = None if options.images is None else ImageRows(options.images, options.encode_threads)
         self._blending: MapBlending | None = None
+        self._transforms: Transforms = {}
         self._spec: ValueSpec | None = None
         self._kept: dict[int, weakref.ref[UInt8Array]] = {}
         """Slots that the user's code holds views into, by lease."""
@@ -100,6 +104,11 @@ class _Collector:
 
             with users_code("loading the weights"):
                 self._blending = MapBlending(self._options.maps)
+        if self._options.transforms is not None:
+            from streamwsi.collecting.spec import Shipped, unship
+
+            with users_code("loading the transforms"):
+                self._transforms = unship(msgspec.msgpack.decode(self._options.transforms, type=Shipped))
         self._seat.ready(self._data.endpoint)
         while not self._stopped:
             step = self._ahead.take(self._hear)
@@ -163,6 +172,11 @@ class _Collector:
         if not len(step.members):
             return
         batch = step.batch()
+        try:
+            batch = transformed(batch, self._transforms)
+        except TransformError as error:
+            where = f"transforms, patient {work.patient.id!r}, slide {work.slide.id!r}, {_places(batch.windows)}"
+            raise UserCodeError(where) from error.__cause__ or error
         try:
             result = self._collector.process(batch)
         except Exception as error:

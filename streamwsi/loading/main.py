@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import Slide
 from streamwsi.errors import SlideError
+from streamwsi.loading.paired import OpenPaired, open_paired
 from streamwsi.loading.read import read_chunk
 from streamwsi.loading.resolution import ChoiceError
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
@@ -47,31 +48,46 @@ from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
 
-class _Readers:
+class _OpenSlide(NamedTuple):
+    """A slide, and what is read with it."""
+
+    reader: SlideReader
+    paired: dict[str, OpenPaired]
+
+
+class _OpenSlides:
     """Open slides, shared by the decode threads, each opened when first needed."""
 
-    def __init__(self, options: ReadingOptions) -> None:
-        self._options = options
+    def __init__(self, options: ReadingOptions, choices: Choices) -> None:
+        self._options, self._choices = options, choices
         self._cache = TileCache(options.tile_cache_bytes)
         self._lock = threading.Lock()
-        self._open: dict[tuple[int, int], tuple[threading.Lock, list[SlideReader]]] = {}
+        self._open: dict[tuple[int, int], tuple[threading.Lock, list[_OpenSlide]]] = {}
 
-    def get(self, key: tuple[int, int], path: str) -> SlideReader:
-        """The open reader of a slide. Raises SlideError when it cannot be opened."""
+    def get(self, key: tuple[int, int], slide: Slide, patient_id: str) -> _OpenSlide:
+        """An open slide. Raises SlideError when it cannot be opened, or what is read with it, ChoiceError for user's code."""
         with self._lock:
             own_lock, held = self._open.setdefault(key, (threading.Lock(), []))
         with own_lock:  # opening takes long: others open theirs meanwhile
             if not held:
-                held.append(open_slide(path, self._options.reader, self._options.background, self._cache))
+                reader = open_slide(slide.path, self._options.reader, self._options.background, self._cache)
+                try:
+                    paired = open_paired(self._choices.paired, slide, patient_id, reader.info, self._cache)
+                except BaseException:
+                    reader.close()
+                    raise
+                held.append(_OpenSlide(reader, paired))
             return held[0]
 
     def close(self, key: tuple[int, int]) -> TilesRead | None:
         """Let go of a slide; returns what was decoded of it, if anything was and that is known."""
         with self._lock:
             _, held = self._open.pop(key, (None, []))
-        for reader in held:
+        for reader, paired in held:
             tiles = reader.tiles_read()
             reader.close()
+            for image in paired.values():
+                image.reader.close()
             return tiles
         return None
 
@@ -121,7 +137,7 @@ class _Loader:
         self._slots = slots
         self._options = options
         self._choices = choices
-        self._readers = _Readers(options)
+        self._slides = _OpenSlides(options, choices)
         self._throttle = _Throttle(options.min_chunk_interval_s)
         self._outputs = DataOutputs(seat.context)
         self._wakeup = Wakeup()
@@ -148,7 +164,7 @@ class _Loader:
             # Threads inside a native read cannot be ended; their results are not wanted any more.
             pool.shutdown(wait=True, cancel_futures=True)
             self._outputs.close()
-            self._readers.close_all()
+            self._slides.close_all()
             self._wakeup.close()
 
     def _wait(self, poll: Poll) -> None:
@@ -177,7 +193,7 @@ class _Loader:
         elif isinstance(message, ResolveSlide):
             pool.submit(self._guarded, self._resolve, message)
         elif isinstance(message, CloseSlide):
-            tiles = self._readers.close((message.patient, message.slide))
+            tiles = self._slides.close((message.patient, message.slide))
             if tiles is not None:
                 self._seat.control.send(SlideClosed(message.patient, message.slide, tiles.decoded, tiles.seen))
         elif isinstance(message, EndpointGone):
@@ -221,9 +237,9 @@ class _Loader:
     def _resolved(self, order: ResolveSlide) -> Message:
         slide = Slide(Path(order.path), order.id)
         try:
-            reader = self._readers.get((order.patient, order.slide), order.path)
             place = (order.patient, order.slide)
-            return SlideResolved(resolve_slide(reader, place, order.patient_id, slide, self._choices, self._options))
+            reader, paired = self._slides.get(place, slide, order.patient_id)
+            return SlideResolved(resolve_slide(reader, place, order.patient_id, slide, self._choices, self._options, paired))
         except ChoiceError as error:
             raise UserCodeError(str(error)) from error.__cause__
         except (SlideError, OSError) as error:
@@ -237,9 +253,13 @@ class _Loader:
         slide = order.slide
         try:
             with self._seat.doing.chunk(order.lease):
-                reader = self._readers.get((slide.patient, slide.slide), slide.path)
+                opened = Slide(Path(slide.path), slide.id)
+                reader, paired = self._slides.get((slide.patient, slide.slide), opened, slide.patient_id)
                 memory = self._slot_of(order)
-                chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region, memory)
+                images = {name: image.reader for name, image in paired.items()}
+                chunk = read_chunk(reader, slide, order.chunk, self._options.on_bad_region, memory, images)
+        except ChoiceError as error:
+            raise UserCodeError(str(error)) from error.__cause__
         except (SlideError, OSError) as error:
             return ChunkFailed(order.lease, str(error))
         return _Done(order.lease, chunk, memory is not None, time.monotonic() - begun)

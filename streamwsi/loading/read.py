@@ -5,7 +5,7 @@ In: an open slide, what it was resolved to, a chunk's number.  Out: a BigChunk. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from streamwsi.config import OnBadRegion
 from streamwsi.errors import RegionError
 from streamwsi.geometry import Int64Array, Windows
 from streamwsi.resolved import ResolvedSlide
+from streamwsi.slides.paired import PairedReader
 from streamwsi.slides.reader import Rectangle, SlideReader
 from streamwsi.slides.resampled import read_resampled
 
@@ -24,8 +25,9 @@ def read_chunk(
     number: int,
     on_bad_region: OnBadRegion = "fail",
     memory: UInt8Array | None = None,
+    paired: Mapping[str, PairedReader] | None = None,
 ) -> BigChunk:
-    """The windows of chunk `number` with their pixels, in `memory` where that is given.
+    """The windows of chunk `number` with their pixels, in `memory` where that is given; `paired` are its open paired images.
 
     Raises RegionError when something cannot be read and `on_bad_region` is ``"fail"``; with ``"skip"``, windows that
     cannot be read on their own are flagged instead.
@@ -38,10 +40,12 @@ def read_chunk(
         else:
             pixels = [chunk.pixels_of(row) for row in range(len(chunk.windows))]
             _read_windows(reader, resolved, chunk.windows, pixels, own)
+        for name, image in chunk.paired.items():
+            (paired or {})[name].read(image)
     except RegionError:
         if on_bad_region == "fail":
             raise
-        _read_each(reader, resolved, chunk)
+        _read_each(reader, resolved, chunk, paired or {})
     return chunk
 
 
@@ -86,7 +90,7 @@ def _read_windows(
         read_resampled(reader, resolution, parts, own if place == 0 else (0, 0, 0, 0))
 
 
-def _read_each(reader: SlideReader, resolved: ResolvedSlide, chunk: BigChunk) -> None:
+def _read_each(reader: SlideReader, resolved: ResolvedSlide, chunk: BigChunk, paired: Mapping[str, PairedReader]) -> None:
     """Read the windows of a chunk one by one into its pixels; flag those that cannot be read."""
     for row in range(len(chunk.windows)):
         target = chunk.pixels_of(row)
@@ -94,6 +98,8 @@ def _read_each(reader: SlideReader, resolved: ResolvedSlide, chunk: BigChunk) ->
             # not straight into its place, which it may share with others: what a read that fails leaves there is anything
             pixels = np.empty_like(target, order="C")
             _read_windows(reader, resolved, chunk.windows.take(slice(row, row + 1)), [pixels], (0, 0, 0, 0))
+            for name, image in chunk.paired.items():
+                paired[name].read(image, [row])
             target[...] = pixels
         except RegionError:
             chunk.skipped[row] = True

@@ -5,7 +5,8 @@ In: a slide of the dataset and what the run asks for.  Out: a ResolvedSlide.  Re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import MOST_WINDOWS, Border, Grid, cut_chunks
 from streamwsi.loading.fingerprint import fingerprint
+from streamwsi.loading.paired import OpenPaired, Paired
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolution import Resolution
@@ -31,6 +33,8 @@ class Choices:
     resolution: Wanted
     sampler: Sampler | None = None
     """None: all windows of the grid."""
+    paired: Mapping[str, Paired] = field(default_factory=dict)
+    """By name, the images that are read with the slide."""
 
 
 class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +58,16 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve_slide(
-    reader: SlideReader, place: tuple[int, int], patient_id: str, slide: Slide, choices: Choices, options: ReadingOptions
+    reader: SlideReader,
+    place: tuple[int, int],
+    patient_id: str,
+    slide: Slide,
+    choices: Choices,
+    options: ReadingOptions,
+    paired: Mapping[str, OpenPaired],
 ) -> ResolvedSlide:
-    """Settle resolution, windows and chunks of an open slide; `place` is (patient, slide) in the dataset.
+    """Settle resolution, windows and chunks of an open slide, with its open `paired` images; `place` is (patient, slide) in
+    the dataset.
 
     Raises SlideError when the slide does not have the resolution, has no room for the windows, or the code that chooses them
     says so with one; ChoiceError when that code raises anything else.
@@ -67,16 +78,17 @@ def resolve_slide(
     grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
     tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
     resolutions = wanted.count if wanted.is_several else None
-    chunks = cut_chunks(grid, options.batch_size, options.chunk_px, tile, cache_px, options.max_windows, resolutions)
+    images = tuple(each.image(grid.downsample) for each in paired.values())
+    # so that a chunk takes no more memory with paired images than without
+    chunk_px = round(options.chunk_px * 3 / (3 + sum(image.bytes_per_px(grid.downsample) for image in images)))
+    chunks = cut_chunks(grid, options.batch_size, chunk_px, tile, cache_px, options.max_windows, resolutions)
     stride: tuple[int, int] | None = options.stride
     margin, sample = 0, None
     if choices.sampler is not None:
         margin = choices.sampler.margin
         places = _choose_windows(choices.sampler, scene)
         size = (options.kernel[0] + 2 * margin, options.kernel[1] + 2 * margin)
-        chunk = cut_sample(
-            places.start, size, options.batch_size, options.chunk_px, tile, cache_px, resolutions, options.max_windows
-        )
+        chunk = cut_sample(places.start, size, options.batch_size, chunk_px, tile, cache_px, resolutions, options.max_windows)
         sample = Sample.of(places.start, chunk, places.label, places.names)
         stride = places.stride
     _refuse_between_pixels(slide, grid if choices.sampler is None else places, options)
@@ -100,6 +112,7 @@ def resolve_slide(
         sample=sample,
         zoom=finest.zoom,
         coarser=tuple(coarser) if wanted.is_several else None,
+        paired=images,
     )
 
 

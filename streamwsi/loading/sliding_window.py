@@ -5,12 +5,14 @@ In: options.  Out: the same, checked.  Opens nothing; the loader processes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from streamwsi.config import OnBadRegion, check_border, positive_pair
 from streamwsi.dataset import Dataset, Slide
 from streamwsi.geometry import Border
+from streamwsi.loading.paired import Paired
 from streamwsi.loading.window_loader import WindowLoader
 
 
@@ -47,6 +49,14 @@ class SlidingWindowLoader(WindowLoader):
     mpps, levels
         Several resolutions, the finest first, in place of one: a batch's pixels are (n, r, height, width, 3), and each window
         has the same centre in all. Windows are placed at the finest.
+    paired
+        By name, images that are read with each slide, of the same places: ``{"labels": Paired(…), "mask": Paired(…)}``, see
+        :class:`Paired`; a path stands for ``Paired(path)``. A batch has them as ``batch.labels``, ``batch.mask``, and all as
+        ``batch.paired[name]``.
+    transforms
+        By name of a modality, ``"pixels"`` or that of a paired image, a function that is given its array of a batch, (n, …),
+        and returns another with n rows, of any shape and type; or by several names, ``("pixels", "labels")``, a function of as
+        many arrays that returns as many. They are called in turn, in the process that has the batch.
 
     Raises ConfigError naming the value that cannot work.
     """
@@ -67,6 +77,8 @@ class SlidingWindowLoader(WindowLoader):
         missing_mpp: float | Callable[[Slide], float] | Literal["error"] = "error",
         mpps: Sequence[float] | None = None,
         levels: Sequence[int] | None = None,
+        paired: Mapping[str, Paired | str | os.PathLike[str]] | None = None,
+        transforms: Mapping[str | tuple[str, ...], Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__(
             dataset,
@@ -81,6 +93,8 @@ class SlidingWindowLoader(WindowLoader):
             missing_mpp=missing_mpp,
             mpps=mpps,
             levels=levels,
+            paired=paired,
+            transforms=transforms,
         )
         if stride is not None:
             self.stride = positive_pair(stride, "stride")

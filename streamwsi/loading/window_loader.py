@@ -5,14 +5,17 @@ In: options.  Out: the same, checked.  Opens nothing; the loader processes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from streamwsi.config import OnBadRegion, check_background, one_of, positive_pair
 from streamwsi.dataset import Dataset, Slide
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
+from streamwsi.loading.paired import Paired, checked_paired
 from streamwsi.loading.resolution import Wanted
+from streamwsi.loading.transforms import checked_transforms
 from streamwsi.sampling.grid_sampler import GridSampler
 from streamwsi.sampling.sampler import Sampler
 from streamwsi.slides.reader import READERS
@@ -52,6 +55,14 @@ class WindowLoader:
     mpps, levels
         Several resolutions, the finest first, in place of one: a batch's pixels are (n, r, height, width, 3), and each window
         has the same centre in all. Windows are placed at the finest.
+    paired
+        By name, images that are read with each slide, of the same places: ``{"labels": Paired(…), "mask": Paired(…)}``, see
+        :class:`Paired`; a path stands for ``Paired(path)``. A batch has them as ``batch.labels``, ``batch.mask``, and all as
+        ``batch.paired[name]``.
+    transforms
+        By name of a modality, ``"pixels"`` or that of a paired image, a function that is given its array of a batch, (n, …),
+        and returns another with n rows, of any shape and type; or by several names, ``("pixels", "labels")``, a function of as
+        many arrays that returns as many. They are called in turn, in the process that has the batch.
 
     The places of a slide's windows are held in memory while it is being worked on, about 40 bytes for each window; all windows
     of a grid are not (:class:`SlidingWindowLoader`).
@@ -77,6 +88,8 @@ class WindowLoader:
         missing_mpp: float | Callable[[Slide], float] | Literal["error"] = "error",
         mpps: Sequence[float] | None = None,
         levels: Sequence[int] | None = None,
+        paired: Mapping[str, Paired | str | os.PathLike[str]] | None = None,
+        transforms: Mapping[str | tuple[str, ...], Callable[..., Any]] | None = None,
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise ConfigError(f"dataset must be a streamwsi.Dataset, got {type(dataset).__name__}")
@@ -97,3 +110,5 @@ class WindowLoader:
         self.background = check_background(background)
         self.on_bad_region: OnBadRegion = one_of(on_bad_region, ("fail", "skip"), "on_bad_region")
         self.reader: str = one_of(reader, READERS, "reader")
+        self.paired = checked_paired(paired)
+        self.transforms = checked_transforms(transforms, self.paired)

@@ -121,7 +121,7 @@ class Branch:
 
 def _difference(before: ResolvedSlide, now: ResolvedSlide) -> str | None:
     """What differs in what a slide was resolved to, in words; None where nothing that matters does."""
-    for name in ("id", "fingerprint", "level", "zoom", "coarser", "extent", "kernel", "stride", "border", "margin"):
+    for name in ("id", "fingerprint", "level", "zoom", "coarser", "extent", "kernel", "stride", "border", "margin", "paired"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             return f"its {name} was {old!r} and is {new!r}"

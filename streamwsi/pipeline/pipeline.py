@@ -35,6 +35,7 @@ from streamwsi.config import (
 )
 from streamwsi.errors import ConfigError, OutputError
 from streamwsi.geometry import MOST_WINDOWS
+from streamwsi.loading.resolution import source_of
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
@@ -285,6 +286,7 @@ class Pipeline:
                 images=None if output.images is None else output.images.encoding,
                 encode_threads=max(1, available_cpus() // part.collectors),
                 maps=output.maps,
+                transforms=self._shipped_transforms(),
             ),
             collector=shipped,
             asks_finished=overrides(part.collector, "is_finished"),
@@ -292,6 +294,10 @@ class Pipeline:
             writing=WritingOptions(output=output, durability=self._execution.durability),
             execution=part.execution(self._execution),
         )
+
+    def _shipped_transforms(self) -> bytes | None:
+        transforms = self._loader.transforms
+        return msgspec.msgpack.encode(ship(transforms, "the transforms")) if transforms else None
 
     def _defining(self, part: _Part) -> Defining:
         loader, collector = self._loader, part.collector
@@ -312,6 +318,8 @@ class Pipeline:
             sampler=None if loader.sampler is None else description_of(loader.sampler),
             images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
             maps={} if part.output.maps is None else part.output.maps.describe(),
+            paired={name: image.describe() for name, image in loader.paired.items()},
+            transforms={" ".join(names): source_of(function) for names, function in loader.transforms.items()},
             **loader.resolution.describe(),
         )
 

@@ -50,7 +50,8 @@ def loader_startup(
     if sampler is not None and epoch is not None:
         sampler = sampler.at_epoch(epoch)
     level = loader.resolution.level
-    simple = sampler is None and loader.resolution == Wanted(level) and not callable(level)
+    simple = sampler is None and loader.resolution == Wanted(level) and not callable(level) and not loader.paired
+    choices = Choices(loader.resolution, sampler, loader.paired)
     return LoaderStartup(
         reading=ReadingOptions(
             kernel=loader.kernel_size,
@@ -68,7 +69,7 @@ def loader_startup(
             starts_at_multiples_of=starts_at_multiples_of,
         ),
         level=0 if level is None or callable(level) else level,
-        choices=None if simple else ship(Choices(loader.resolution, sampler), "what chooses resolutions and windows"),
+        choices=None if simple else ship(choices, "what chooses resolutions, windows and paired images"),
     )
 
 

@@ -29,6 +29,7 @@ from streamwsi.config import (
 )
 from streamwsi.dataset import Patient
 from streamwsi.errors import CollectorError, ConfigError, RunError, SlideError, StreamwsiError, WorkerDied
+from streamwsi.loading.transforms import transformed
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.decisions import DEATHS_OF_POISON, CloseSlide, Read, Resolve, SlideKey
 from streamwsi.pipeline.processes import Worker, describe_exit
@@ -310,6 +311,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
         keep: Callable[[], Callable[[Crew], bool] | None],
     ) -> None:
         self._dataset = loader.dataset
+        self._transforms = loader.transforms
         self._options = options
         self._crew = crew
         self._tally = tally
@@ -360,7 +362,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
             self._finish()
             raise StopIteration
         self._tally.windows += len(batch)
-        return batch
+        return transformed(batch, self._transforms)
 
     def close(self) -> None:
         """End the pass and its processes; what the user holds stays. May be done twice."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,13 @@ from streamwsi.chunks import BigChunk, MixedBatch, UInt8Array
 from streamwsi.collecting.ahead import BatchMemory, ChunkWork
 from streamwsi.dataset import Patient, Slide
 from streamwsi.geometry import Int64Array, Windows
+from streamwsi.paired import AnyArray
 from streamwsi.pipeline.stream_order import Draw
 
+_Form = tuple[Any, ...]
+"""What windows of one batch have in common: the shape of their pixels, and shape and dtype of what goes with them."""
 _MOST_SIZES = 8
-"""Sizes of windows for which batches are being filled (``adaptive`` borders have many); one more has the oldest given out."""
+"""Forms of windows for which batches are being filled (``adaptive`` borders have many); one more has the oldest given out."""
 
 
 class _Member(NamedTuple):
@@ -42,6 +45,8 @@ class _Copy(NamedTuple):
     chunk: BigChunk
     row: int
     target: UInt8Array
+    paired: dict[str, AnyArray]
+    """By name, where what goes with it goes."""
 
 
 @dataclass(eq=False)
@@ -50,6 +55,7 @@ class _Filling:
 
     pixels: UInt8Array
     margin: int
+    paired: dict[str, AnyArray]
     rows: list[tuple[Windows, int]] = field(default_factory=list)
     slides: list[Slide] = field(default_factory=list)
     patients: list[Patient] = field(default_factory=list)
@@ -59,7 +65,9 @@ class _Filling:
         if self.copied is not None:
             self.copied.result()
         windows = _together(self.rows)
-        return MixedBatch(self.pixels[: len(windows)], windows, tuple(self.slides), tuple(self.patients), self.margin)
+        n = len(windows)
+        paired = {name: values[:n] for name, values in self.paired.items()}
+        return MixedBatch(self.pixels[:n], windows, tuple(self.slides), tuple(self.patients), self.margin, paired)
 
 
 def _together(rows: list[tuple[Windows, int]]) -> Windows:
@@ -81,8 +89,8 @@ class Mixer:
         self._batch_size = batch_size
         self._draw: Draw[int] = Draw(pool, random)
         self._members: dict[int, _Member] = {}
-        self._filling: dict[tuple[int, ...], _Filling] = {}
-        """By (width, height), the oldest first."""
+        self._filling: dict[_Form, _Filling] = {}
+        """By what their windows are like, the oldest first."""
         self._full: deque[_Filling] = deque()
         self._copies: list[_Copy] = []
         self._memory = BatchMemory()
@@ -145,23 +153,28 @@ class Mixer:
         """Have a window copied into the batch that it goes into."""
         chunk, row = member.work.chunk, member.rows[part]
         pixels = chunk.pixels_of(row)
-        filling = self._filling.get(pixels.shape)
+        paired = {name: image.of(row) for name, image in chunk.paired.items()}
+        form: _Form = (pixels.shape, *((name, values.shape, values.dtype.str) for name, values in paired.items()))
+        filling = self._filling.get(form)
         if filling is None:
             if len(self._filling) == _MOST_SIZES:
                 self._finish(next(iter(self._filling)))
             memory = self._memory.take(self._batch_size * pixels.size)
-            filling = _Filling(memory.reshape(self._batch_size, *pixels.shape), chunk.margin)
-            self._filling[pixels.shape] = filling
-        self._copies.append(_Copy(chunk, row, filling.pixels[len(filling.rows)]))
+            blank = {name: np.empty((self._batch_size, *values.shape), values.dtype) for name, values in paired.items()}
+            filling = _Filling(memory.reshape(self._batch_size, *pixels.shape), chunk.margin, blank)
+            self._filling[form] = filling
+        place = len(filling.rows)
+        targets = {name: values[place] for name, values in filling.paired.items()}
+        self._copies.append(_Copy(chunk, row, filling.pixels[place], targets))
         filling.rows.append((member.windows, row))
         filling.slides.append(member.work.slide)
         filling.patients.append(member.work.patient)
         if len(filling.rows) == self._batch_size:
-            self._finish(pixels.shape)
+            self._finish(form)
 
-    def _finish(self, shape: tuple[int, ...]) -> None:
+    def _finish(self, form: _Form) -> None:
         """A batch has all the windows that it gets."""
-        filling = self._filling.pop(shape)
+        filling = self._filling.pop(form)
         filling.copied = self._copy()
         self._full.append(filling)
 
@@ -173,5 +186,7 @@ class Mixer:
 
 def _copy_each(copies: list[_Copy]) -> None:
     while copies:
-        chunk, row, target = copies.pop()
+        chunk, row, target, paired = copies.pop()
         target[...] = chunk.pixels_of(row)
+        for name, values in paired.items():
+            values[...] = chunk.paired[name].of(row)

@@ -102,7 +102,7 @@ class Mask:
         if scale is None:
             if offset is not None:
                 raise ConfigError("offset= goes with scale=: without it the mask is taken to cover the whole slide")
-            scale = _scale_to_cover(np.shape(array), dimensions)
+            scale = scale_to_cover(np.shape(array), dimensions)
         mask = Mask(array, scale=scale, offset=offset or (0.0, 0.0))
         mask.check_on(dimensions)
         if offset is None:
@@ -294,16 +294,19 @@ def pair(value: float | tuple[float, float], name: str) -> tuple[float, float]:
     return x, y
 
 
-def _scale_to_cover(shape: tuple[int, ...], dimensions: tuple[int, int]) -> tuple[float, float]:
-    """Scale of a mask that covers the slide. Raises MaskError where the two are not of one form, save for rounded sides."""
+def scale_to_cover(shape: tuple[int, ...], dimensions: tuple[int, int], what: str = "mask") -> tuple[float, float]:
+    """Scale of a mask, or `what` it is, that covers the slide.
+
+    Raises MaskError where the two are not of one form, save for rounded sides.
+    """
     if len(shape) != 2 or 0 in shape:
-        raise MaskError(f"a mask must be 2-D (rows, columns), got {shape}")
+        raise MaskError(f"a {what} must be 2-D (rows, columns), got {shape}")
     rows, columns = shape
     width, height = dimensions
     if not _same_form((columns, rows), dimensions):
         swapped = "; its rows and columns seem to be swapped" if _same_form((rows, columns), dimensions) else ""
         raise MaskError(
-            f"the mask does not have the form of the slide: {columns} × {rows} pixels (columns × rows) on {width} × {height} "
+            f"the {what} does not have the form of the slide: {columns} × {rows} pixels (columns × rows) on {width} × {height} "
             f"level-0 pixels would be {width / columns:.6g} level-0 pixels wide and {height / rows:.6g} high each{swapped}; "
             f"if that is meant, give scale= and offset="
         )

@@ -42,7 +42,7 @@ class ArrayReader:
     ) -> None:
         self.path = os.fspath(path)
         self.background = background
-        opened = open_arrays(parse_address(path))
+        opened = open_arrays(parse_address(path), ArrayLevel)
         self._levels: tuple[ArrayLevel, ...] | None = opened.levels
         self.info = SlideInfo(
             level_dimensions=tuple(level.extent for level in opened.levels),

@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from streamwsi.addresses import HDF5_SUFFIXES, ZARR_METADATA, ArrayAddress
 from streamwsi.arrays.zarr_library import needed_zarr, zarr_major
 from streamwsi.errors import SlideError
-from streamwsi.slides.array_level import ArrayLevel
 from streamwsi.slides.ome_zarr import Multiscale, multiscale_of
 
 _log = logging.getLogger(__name__)
@@ -27,18 +26,37 @@ _NAMED = 5
 """So many of the arrays that could be meant are listed."""
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A slide's levels, the finest first."""
+class Level(Protocol):
+    """An array as a level."""
 
-    levels: tuple[ArrayLevel, ...]
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How long each of the array's axes is."""
+        ...
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(width, height)."""
+        ...
+
+
+AnyLevel = TypeVar("AnyLevel", bound=Level)
+MakeLevel = Callable[[Any, Sequence[str], Mapping[str, int], str], AnyLevel]
+"""Given an array, the names of its axes, indices along some of them, and what it is called: a level, or SlideError."""
+
+
+@dataclass(frozen=True)
+class Opened(Generic[AnyLevel]):
+    """Levels of one picture, the finest first."""
+
+    levels: tuple[AnyLevel, ...]
     downsamples: tuple[float, ...]
     mpp: tuple[float, float] | None
     vendor: str
 
 
-def open_arrays(address: ArrayAddress) -> Opened:
-    """Open what an address means.
+def open_arrays(address: ArrayAddress, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
+    """Open what an address means, its arrays as the levels that `make` makes of them.
 
     Raises SlideError where it is missing, cannot be opened, or is no picture, and where the Zarr library is missing.
     """
@@ -51,11 +69,11 @@ def open_arrays(address: ArrayAddress) -> Opened:
         raise SlideError(f"{file} cannot be opened: {error.strerror}") from error
     try:
         if file.is_dir():
-            return _open_zarr(address)
+            return _open_zarr(address, make)
         if file.suffix.lower() == ".npy":
-            return _single(address, np.lib.format.open_memmap(file, "r"), "npy")
+            return single(address, np.lib.format.open_memmap(file, "r"), "npy", make)
         if file.suffix.lower() in HDF5_SUFFIXES:
-            return _open_hdf5(address)
+            return _open_hdf5(address, make)
     except SlideError:
         raise
     except Exception as error:  # libraries raise what they like at damaged files
@@ -63,7 +81,7 @@ def open_arrays(address: ArrayAddress) -> Opened:
     raise SlideError(f"{file} cannot be opened: It is no array: that would be a Zarr folder, or a .npy, .h5 or .hdf5 file")
 
 
-def _open_hdf5(address: ArrayAddress) -> Opened:
+def _open_hdf5(address: ArrayAddress, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
     file = _hdf5_file(address)
     name = address.dataset
     if name is None:
@@ -74,7 +92,7 @@ def _open_hdf5(address: ArrayAddress) -> Opened:
         name = found[0]
     if name not in file or not hasattr(file[name], "shape"):
         raise SlideError(f"{address.file} has no dataset {name!r}")
-    return _single(address, file[name], "hdf5")
+    return single(address, file[name], "hdf5", make)
 
 
 def _hdf5_file(address: ArrayAddress) -> Any:
@@ -87,7 +105,7 @@ def _hdf5_file(address: ArrayAddress) -> Any:
     return h5py.File(address.file, "r")
 
 
-def _open_zarr(address: ArrayAddress) -> Opened:
+def _open_zarr(address: ArrayAddress, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
     for name in sorted(ZARR_METADATA):
         with suppress(FileNotFoundError, NotADirectoryError), open(address.file / name, "rb"):
             break
@@ -103,11 +121,11 @@ def _open_zarr(address: ArrayAddress) -> Opened:
     found = zarr.open(str(address.file), mode="r")
     if hasattr(found, "shape"):
         named = getattr(found.metadata, "dimension_names", None) if hasattr(found, "metadata") else None
-        return _single(address, found, "zarr", named)
-    return _open_group(address, found)
+        return single(address, found, "zarr", make, named)
+    return _open_group(address, found, make)
 
 
-def _open_group(address: ArrayAddress, group: Any) -> Opened:
+def _open_group(address: ArrayAddress, group: Any, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
     """An image of OME-Zarr, which may be the only one of a series."""
     attributes = dict(group.attrs)
     try:
@@ -115,11 +133,11 @@ def _open_group(address: ArrayAddress, group: Any) -> Opened:
     except ValueError as error:  # also msgspec's
         raise SlideError(f"{address.file} is not as OME-Zarr must be: {error}") from error
     if multiscale is not None:
-        return _pyramid(address, group, multiscale)
+        return _pyramid(address, group, multiscale, make)
     names = sorted(name for name, _ in _members(group))
     series = [name for name in names if name.isdigit()]
     if "bioformats2raw.layout" in {**attributes, **(attributes.get("ome") or {})} and len(series) == 1:
-        return _open_group(address, group[series[0]])
+        return _open_group(address, group[series[0]], make)
     raise SlideError(
         _which(f"{address.file} is no image of OME-Zarr itself, and", names, lambda each: str(address.file / each))
     )
@@ -129,24 +147,24 @@ def _members(group: Any) -> list[tuple[str, Any]]:
     return [*group.groups(), *group.arrays()]
 
 
-def _pyramid(address: ArrayAddress, group: Any, multiscale: Multiscale) -> Opened:
+def _pyramid(address: ArrayAddress, group: Any, multiscale: Multiscale, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
     if address.axes is not None and address.axes.lower() != "".join(multiscale.axes):
         raise SlideError(f"{address.file}: its axes are {''.join(multiscale.axes).upper()}, not {address.axes}")
     at = dict(address.at)
-    levels: list[ArrayLevel] = []
+    levels: list[AnyLevel] = []
     for path in multiscale.paths:
         name = f"{address.file}/{path}"
         if path not in group:
             raise SlideError(f"{name} is missing, which is a level of the image")
         array = group[path]
         # levels may have fewer planes too: the one that lies there is taken
-        finest = levels[0].sizes if levels else {}
+        finest: Mapping[str, int] = levels[0].sizes if levels else {}
         sizes = dict(zip(multiscale.axes, array.shape, strict=False))
         here = {
             axis: index * sizes[axis] // finest[axis] if axis in sizes and finest.get(axis, 0) > index else index
             for axis, index in at.items()
         }
-        levels.append(ArrayLevel(array, multiscale.axes, here, name))
+        levels.append(make(array, multiscale.axes, here, name))
     _check_sizes(address, levels)
     extents = [level.extent for level in levels]
     try:
@@ -156,7 +174,7 @@ def _pyramid(address: ArrayAddress, group: Any, multiscale: Multiscale) -> Opene
     return Opened(tuple(levels), downsamples, multiscale.mpp(), "ome-zarr")
 
 
-def _check_sizes(address: ArrayAddress, levels: Sequence[ArrayLevel]) -> None:
+def _check_sizes(address: ArrayAddress, levels: Sequence[Level]) -> None:
     for finer, coarser in pairwise(levels):
         shrinks = all(mine >= its for mine, its in zip(finer.extent, coarser.extent, strict=True))
         if not shrinks or finer.sizes.get("c") != coarser.sizes.get("c"):
@@ -166,11 +184,17 @@ def _check_sizes(address: ArrayAddress, levels: Sequence[ArrayLevel]) -> None:
             )
 
 
-def _single(address: ArrayAddress, array: Any, vendor: str, named: Sequence[str | None] | None = None) -> Opened:
-    """A slide of one level."""
+def single(
+    address: ArrayAddress,
+    array: Any,
+    vendor: str,
+    make: MakeLevel[AnyLevel],
+    named: Sequence[str | None] | None = None,
+) -> Opened[AnyLevel]:
+    """A picture of one level; `named` are the names of its axes, where the file has such."""
     name = str(address.file) if address.dataset is None else f"{address.file}::{address.dataset}"
     axes = tuple((address.axes or "").lower()) or _named_axes(named) or _usual_axes(array.shape, dict(address.at), name)
-    return Opened((ArrayLevel(array, axes, dict(address.at), name),), (1.0,), None, vendor)
+    return Opened((make(array, axes, dict(address.at), name),), (1.0,), None, vendor)
 
 
 def _named_axes(named: Sequence[str | None] | None) -> tuple[str, ...]:

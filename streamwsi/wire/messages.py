@@ -23,6 +23,7 @@ from streamwsi.chunks import BigChunk
 from streamwsi.dataset import Patient, Slide
 from streamwsi.errors import ChunkError, WireError
 from streamwsi.geometry import Windows
+from streamwsi.paired import PairedPixels
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 
@@ -356,7 +357,7 @@ class WorkerFailed(Message, frozen=True):
 
 
 class Chunk(Message, frozen=True):
-    """A big chunk; payload: pixels, table of windows, skipped flags."""
+    """A big chunk; payload: pixels, table of windows, skipped flags; then the pixels of each paired image of the slide."""
 
     lease: int
     chunk: int
@@ -480,19 +481,26 @@ def chunk_message(
         dtype=big.pixels.dtype.name,
         axes=_AXES[big.pixels.ndim],
     )
-    return message, [np.ascontiguousarray(part) for part in (big.pixels, big.windows.table(), big.skipped)]
+    parts = (big.pixels, big.windows.table(), big.skipped, *(image.values for image in big.paired.values()))
+    return message, [np.ascontiguousarray(part) for part in parts]
 
 
 def chunk_of(message: Chunk, payload: Sequence[memoryview]) -> BigChunk:
     """The big chunk that a message carries: views into the payload. Raises WireError when the parts do not fit."""
-    if len(payload) != 3 or message.dtype != "uint8":
-        raise WireError(f"a chunk has 3 parts of uint8 pixels, got {len(payload)} of {message.dtype}")
+    expected = 3 + len(message.slide.paired)
+    if len(payload) != expected or message.dtype != "uint8":
+        raise WireError(f"a chunk has {expected} parts, of uint8 pixels, got {len(payload)} of {message.dtype}")
     try:
         pixels: npt.NDArray[np.uint8] = np.frombuffer(payload[0], np.uint8).reshape(message.shape)
         if pixels.shape != message.shape:
             raise ValueError(f"{message.shape} is no shape")
         windows = Windows.from_table(np.frombuffer(payload[1], np.int64).reshape(-1, 8), message.slide.label_names)
-        return BigChunk(windows, pixels, message.origin, np.frombuffer(payload[2], np.bool_), message.slide.margin)
+        layouts = message.slide.paired_layouts(windows, packed=message.origin is None)
+        paired = {
+            name: PairedPixels(layout, np.frombuffer(part, layout.image.dtype).reshape(layout.shape))
+            for (name, layout), part in zip(layouts.items(), payload[3:], strict=True)
+        }
+        return BigChunk(windows, pixels, message.origin, np.frombuffer(payload[2], np.bool_), message.slide.margin, paired)
     except (ValueError, ChunkError) as error:
         raise WireError(f"the parts of chunk {message.chunk} do not fit its header: {error}") from error
 

@@ -42,6 +42,7 @@ class _Paired:
     """What is read of images that are paired with the slide, by name."""
 
     paired: Mapping[str, AnyArray]
+    """By name."""
 
     @property
     def labels(self) -> AnyArray:

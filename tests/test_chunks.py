@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamwsi.chunks import Batch, BigChunk, SmallChunk
+from streamwsi.chunks import Batch, BigChunk
 from streamwsi.dataset import Patient
 from streamwsi.errors import ChunkError
-from streamwsi.geometry import BORDERS, Border, Grid, Window
+from streamwsi.geometry import BORDERS, Border, Grid
 
 
 def big_chunk(
@@ -151,13 +151,6 @@ def test_small_chunks_leave_out_what_could_not_be_read():
     chunk = big_chunk(skipped=(0, 5))
     indices = [small.window.index for small in chunk.small_chunks()]
     assert indices == [index for index in range(len(chunk.windows)) if index not in (0, 5)]
-
-
-@pytest.mark.parametrize("shape", [(7, 9), (7, 9, 4), (9, 7, 3), (6, 9, 3)])
-def test_a_small_chunk_has_the_shape_of_its_window(shape):
-    window = Window(index=12, x=0, y=0, start_x=0, start_y=0, width=9, height=7)
-    with pytest.raises(ChunkError, match=r"window 12: pixels must be \(7, 9, 3\), got"):
-        SmallChunk(window, np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tools.pages import ROOT
 REFERENCE = ROOT / "docs" / "reference.md"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Slides and patients": ("Dataset", "Patient", "Slide", "SlideInfo", "open_slide"),
-    "What is read": ("SlidingWindowLoader", "WindowLoader", "LevelAtMpp"),
+    "What is read": ("SlidingWindowLoader", "WindowLoader", "Paired", "LevelAtMpp"),
     "Windows in your own process": ("stream", "Stream", "StreamReport", "MixedBatch"),
     "Collectors": ("StreamCollector", "Batch", "ProcessedPiece", "Window", "Windows", "as_tensor"),
     "Ready-made collectors": (

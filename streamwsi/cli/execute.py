@@ -148,6 +148,7 @@ def loader_of(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str
             background=job.background,
             on_bad_region=job.on_bad_region,
             reader=job.reader,
+            paired=_paired(job),
             **resolution,
         )
     from streamwsi.loading.sliding_window import SlidingWindowLoader
@@ -160,8 +161,21 @@ def loader_of(job: Job, kernel_size: int | tuple[int, int], resolution: dict[str
         background=job.background,
         on_bad_region=job.on_bad_region,
         reader=job.reader,
+        paired=_paired(job),
         **resolution,
     )
+
+
+def _paired(job: Job) -> dict[str, Any]:
+    """The images that are read with the slides."""
+    from streamwsi.loading.paired import Paired
+
+    found = {}
+    for name, image in job.images.items():
+        at = {axis: slice(*place) if isinstance(place, list) else place for axis, place in image.at.items()}
+        offset = None if image.offset is None else tuple(image.offset)
+        found[name] = Paired(**{**msgspec.structs.asdict(image), "at": at, "offset": offset})
+    return found
 
 
 def _writer(job: Job) -> StreamWriter:

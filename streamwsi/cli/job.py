@@ -61,6 +61,34 @@ class CollectorJob(msgspec.Struct, frozen=True, kw_only=True):
     devices: Annotated[list[str] | None, About("Dealt to its processes.", example=["cuda:0", "cuda:1"])] = None
 
 
+class PairedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is read with each slide."""
+
+    source: Annotated[
+        str,
+        About(
+            "Its path, with {slide}, {patient}, {stem} or {folder} for what differs from slide to slide: Zarr, HDF5, NumPy, "
+            "TIFF, PNG.",
+            path=True,
+            example="labels/{stem}.png",
+        ),
+    ]
+    resolution: Annotated[Literal["own", "window"], About("Its own pixels, or as many as a window has.")] = "own"
+    source_axes: Annotated[str | None, About("Letters of its axes, where its file does not say.", example="TCZYX")] = None
+    axes: Annotated[str | None, About("Letters of those wanted, in their order.", example="YXC")] = None
+    at: Annotated[
+        dict[str, int | list[int]], About("A place along an axis, or from where to where.", example={"T": 0, "Z": 3})
+    ] = {}
+    level: Annotated[Annotated[int, Meta(ge=0)] | None, About("Of a pyramid, the one to read.", example=0)] = None
+    scale: Annotated[_Above0 | None, About("Level-0 pixels per pixel of it. Default: it covers the slide.", example=16.0)] = (
+        None
+    )
+    offset: Annotated[list[float] | None, About("x and y of its upper left corner, in level-0 pixels.", example=[0.0, 0.0])] = (
+        None
+    )
+    outside: Annotated[float, About("The value of what lies beyond it.")] = 0.0
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked to do."""
 
@@ -171,6 +199,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[Annotated[int, Meta(ge=0)], About("Another seed makes another draw.")] = 0
     epoch: Annotated[Annotated[int, Meta(ge=0)], About("Another epoch makes another draw.")] = 0
 
+    paired: Annotated[
+        dict[str, str | dict[str, Any]],
+        About(
+            "Images that are read with each slide, for the collector, by name: paths with {slide}, {patient}, {stem} or "
+            "{folder} in them.",
+            example={"labels": "labels/{stem}.png"},
+        ),
+    ] = {}
+
     format: Annotated[
         Literal["h5", "hdf5", "csv", "png", "jpeg", "webp"],
         About("Of the patients' files; png, jpeg and webp: of the images in a folder for each patient."),
@@ -240,6 +277,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     )
 
     @property
+    def images(self) -> dict[str, PairedJob]:
+        """The paired images by name; a path alone says where one is."""
+        tables = {name: {"source": image} if isinstance(image, str) else image for name, image in self.paired.items()}
+        return {name: PairedJob(**table) for name, table in tables.items()}
+
+    @property
     def several(self) -> dict[str, CollectorJob]:
         """The collectors by name, where there are several, else empty; what a table does not say is as said for all."""
         if not isinstance(self.collectors, dict):
@@ -267,6 +310,9 @@ def job_of(values: Mapping[str, Any], where: Where) -> Job:
             _checked(CollectorJob, table, where, ("collectors", name))
     elif job.collector is None:
         raise ConfigError(f"{where(())}: collector is missing: {help_of(Job, 'collector')}")
+    for name, image in job.paired.items():
+        if isinstance(image, dict):
+            _checked(PairedJob, image, where, ("paired", name))
     return job
 
 
@@ -288,6 +334,10 @@ def anchored(job: Job, folder: str) -> Job:
         changed["collectors"] = {
             name: {**table, "collector": _anchored_spec(table["collector"], absolute)} for name, table in job.collectors.items()
         }
+    changed["paired"] = {
+        name: absolute(image) if isinstance(image, str) else {**image, "source": absolute(image["source"])}
+        for name, image in job.paired.items()
+    }
     return msgspec.structs.replace(job, **changed)
 
 

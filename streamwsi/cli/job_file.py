@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from streamwsi.cli.job import CollectorJob, Job, anchored, choices_of, example_of, help_of, hints, job_of
+from streamwsi.cli.job import CollectorJob, Job, PairedJob, anchored, choices_of, example_of, help_of, hints, job_of
 from streamwsi.errors import ConfigError
 
 _WIDTH = 100
@@ -100,9 +100,15 @@ def template() -> str:
     for name in Job.__struct_fields__:
         if name in _HEADINGS:
             parts.append(f"## {_HEADINGS[name]}\n")
-        if name not in ("arguments", "per_label"):  # tables: what stands below one belongs to it
+        if name not in ("arguments", "per_label", "paired"):  # tables: what stands below one belongs to it
             parts.append(_explained(Job, name, live=name in _LIVE))
     parts.append(f"{_comment(help_of(Job, 'per_label'))}#[per_label]\n#tumour = 500\n")
+    parts.append(
+        f"{_comment(help_of(Job, 'paired') + ' More of one is said in a table of its own.')}"
+        + "#[paired]\n#labels = 'labels/{stem}.png'\n"
+        + "##[paired.mask]\n"
+        + "".join(_explained(PairedJob, name, False, "##") for name in PairedJob.__struct_fields__)
+    )
     parts.append(f"{_comment(help_of(Job, 'arguments'))}#[arguments]\n#threshold = 0.5\n")
     parts.append(
         _comment(
@@ -129,6 +135,8 @@ def _value(value: Any) -> str:
 
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {_value(one)}' for name, one in value.items())} }}"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 

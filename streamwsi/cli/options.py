@@ -49,6 +49,8 @@ def job_from_options(values: dict[str, Any]) -> Job:
     given["slides"] = list(values["slides"])
     if "per_label" in given:
         given["per_label"] = _numbers_of(given["per_label"])
+    if "paired" in given:
+        given["paired"] = _named_values("--paired", given["paired"])
     for name in ("include", "exclude"):
         if name in given:
             given[name] = list(given[name])
@@ -120,12 +122,16 @@ def _numbers_of(given: Iterable[str]) -> dict[str, int]:
 
 
 def _arguments(given: Iterable[str]) -> dict[str, Any]:
+    return _named_values("--arg", given)
+
+
+def _named_values(option: str, given: Iterable[str]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON (a number, true, a list) is that, any other is a string."""
     arguments: dict[str, Any] = {}
     for pair in given:
         name, separator, value = pair.partition("=")
         if not separator or not name.isidentifier():
-            raise ConfigError(f"--arg takes NAME=VALUE, got {pair!r}")
+            raise ConfigError(f"{option} takes NAME=VALUE, got {pair!r}")
         try:
             arguments[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
@@ -140,6 +146,8 @@ def _option(field: str) -> dict[str, Any]:
         return _repeatable(field, said)
     if field == "per_label":
         return {"multiple": True, "metavar": "LABEL=NUMBER", "help": f"{said} Repeatable."}
+    if field == "paired":
+        return {"multiple": True, "metavar": "NAME=PATH", "help": f"{said} Repeatable; or NAME= a table of a job file as JSON."}
     if field in ("include", "exclude"):
         return {"multiple": True, "metavar": "LABEL", "help": f"{said} Repeatable."}
     hint = _without_none(hints(Job)[field])

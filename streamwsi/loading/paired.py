@@ -6,6 +6,7 @@ In: where they lie, which of their axes are wanted, at whose scale.  Out: reader
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import string
@@ -40,8 +41,9 @@ _NEAR = 1 + 1e-6
 class Paired:
     """An image that is read with each slide, of the same place: labels, a mask, further channels.
 
-    >>> sw.Paired("labels/{stem}.png")                                                        # doctest: +SKIP
-    >>> sw.Paired("volumes/{slide}.zarr", source_axes="TCZYX", axes="YXC", at={"T": 0, "Z": 3})   # doctest: +SKIP
+    >>> import streamwsi as sw
+    >>> labels = sw.Paired("labels/{stem}.png", resolution="window")
+    >>> plane = sw.Paired("volumes/{slide}.zarr", source_axes="TCZYX", axes="YXC", at={"T": 0, "Z": 3})
 
     Parameters
     ----------
@@ -71,7 +73,8 @@ class Paired:
         Of a pyramid, the one to read. None: the finest; of ``"window"`` the coarsest that is as fine as the window.
     scale
         Level-0 pixels of the slide per pixel of the image's finest level: one number, or (x, y). None: the image covers the
-        slide, and must have its form.
+        slide, and must have its form. It is then taken for one of the slide's levels, if it is as large; else for the slide
+        shrunk by a whole number, if one alone gives its size, rounded; else for as wide and as high as the slide.
     offset
         (x, y) of the image's upper left corner, in level-0 pixels of the slide; goes with `scale`.
     outside
@@ -95,6 +98,8 @@ class Paired:
 
     def __post_init__(self) -> None:
         _check_source(self.source)
+        if isinstance(self.source, (str, os.PathLike)) and not os.fspath(self.source).startswith("{folder}"):
+            object.__setattr__(self, "source", os.path.abspath(self.source))
         one_of(self.resolution, ("own", "window"), "resolution")
         for name in ("source_axes", "axes"):
             _check_axes(getattr(self, name), name)
@@ -200,11 +205,24 @@ class OpenPaired:
     def _placed(self, info: SlideInfo) -> tuple[float, float]:
         if self._paired.scale is not None:
             return pair(self._paired.scale, "scale")
-        width, height = self.reader.levels[0].extent
+        extent = self.reader.levels[0].extent
+        if extent in info.level_dimensions:
+            shrunk = info.level_downsamples[info.level_dimensions.index(extent)]
+            return shrunk, shrunk
         try:
-            return scale_to_cover((height, width), info.dimensions, "paired image")
+            scale = scale_to_cover(extent[::-1], info.dimensions, "paired image")
         except MaskError as error:
             raise SlideError(str(error)) from error
+        whole = _whole_scale(extent, info.dimensions)
+        return scale if whole is None else (whole, whole)
+
+
+def _whole_scale(extent: tuple[int, int], dimensions: tuple[int, int]) -> float | None:
+    """The whole number by which a slide was shrunk to `extent`, its sides rounded up or down; None where there is not one."""
+    least = max(side / (small + 1) for side, small in zip(dimensions, extent, strict=True))
+    most = min(side / (small - 1) if small > 1 else math.inf for side, small in zip(dimensions, extent, strict=True))
+    first = math.floor(least) + 1
+    return float(first) if first < most <= first + 1 else None
 
 
 def open_paired(

@@ -64,7 +64,7 @@ def resolve_slide(
     slide: Slide,
     choices: Choices,
     options: ReadingOptions,
-    paired: Mapping[str, OpenPaired],
+    paired: Mapping[str, OpenPaired] | None = None,
 ) -> ResolvedSlide:
     """Settle resolution, windows and chunks of an open slide, with its open `paired` images; `place` is (patient, slide) in
     the dataset.
@@ -78,7 +78,7 @@ def resolve_slide(
     grid = Grid(finest.extent(info), options.kernel, options.stride, options.border, finest.downsample(info))
     tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
     resolutions = wanted.count if wanted.is_several else None
-    images = tuple(each.image(grid.downsample) for each in paired.values())
+    images = tuple(each.image(grid.downsample) for each in (paired or {}).values())
     # so that a chunk takes no more memory with paired images than without
     chunk_px = round(options.chunk_px * 3 / (3 + sum(image.bytes_per_px(grid.downsample) for image in images)))
     chunks = cut_chunks(grid, options.batch_size, chunk_px, tile, cache_px, options.max_windows, resolutions)

@@ -121,10 +121,14 @@ class Branch:
 
 def _difference(before: ResolvedSlide, now: ResolvedSlide) -> str | None:
     """What differs in what a slide was resolved to, in words; None where nothing that matters does."""
-    for name in ("id", "fingerprint", "level", "zoom", "coarser", "extent", "kernel", "stride", "border", "margin", "paired"):
+    for name in ("id", "fingerprint", "level", "zoom", "coarser", "extent", "kernel", "stride", "border", "margin"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             return f"its {name} was {old!r} and is {new!r}"
+    images = {image.name: image for image in before.paired}
+    for image in now.paired:
+        if images.get(image.name) != image:
+            return f"its {image.name} are others than before: their content, size, place or scale has changed"
     if not before.same_windows(now):
         return f"its {len(before.plan())} windows are not the {len(now.plan())} that the sampler chooses now"
     return None

@@ -201,7 +201,7 @@ def _open_tiff(file: Path, source_axes: str | None, make: Any) -> Opened[ValueLe
     levels = []
     for number, level in enumerate(series.levels):
         axes = (source_axes and check_axes(source_axes, str(file))) or level.axes.replace("S", "C")
-        array = zarr.open(level.aszarr(), mode="r")
+        array = zarr.open(series.aszarr(level=number), mode="r")
         levels.append(make(array, tuple(axes.lower()), {}, f"{file}, level {number}"))
     widths = [level.extent[0] for level in levels]
     return Opened(tuple(levels), tuple(widths[0] / width for width in widths), None, "tiff")

@@ -21,7 +21,17 @@ import streamwsi as sw
 from streamwsi.cli import cli
 from streamwsi.cli.execute import dataset_of, window_of
 from streamwsi.cli.heatmap import heatmap
-from streamwsi.cli.job import COMMAND_LINE_ONLY, CollectorJob, Job, default_of, example_of, help_of, job_of, path_fields
+from streamwsi.cli.job import (
+    COMMAND_LINE_ONLY,
+    CollectorJob,
+    Job,
+    PairedJob,
+    default_of,
+    example_of,
+    help_of,
+    job_of,
+    path_fields,
+)
 from streamwsi.cli.job_file import line_of, read_job, template, written
 from streamwsi.cli.options import job_from_options, option_name
 from streamwsi.pipeline.report import Report
@@ -77,13 +87,17 @@ def test_the_template_with_every_line_made_to_count_is_a_job_with_every_field(tm
     assert job.arguments == {"threshold": 0.5}
     for name in Job.__struct_fields__:
         assert re.search(rf"^{name} = |^\[{name}\]$", every, re.MULTILINE), name
-        if name not in (*path_fields(), "arguments", "background"):
+        if name not in (*path_fields(), "arguments", "background", "paired"):
             assert getattr(job, name) == example_of(Job, name), name
 
 
 def test_the_template_s_several_collectors_are_a_job(tmp_path):
     text = re.sub(r"^##(?=[\w\[])", "", template(), flags=re.MULTILINE).replace('collector = "mean"', "", 1)
     job = read_job(save(tmp_path, text))
+    assert job.images["mask"] == PairedJob(
+        **{name: example_of(PairedJob, name) for name in PairedJob.__struct_fields__ if name != "source"},
+        source=f"{tmp_path}/labels/{{stem}}.png",
+    )
     assert list(job.several) == ["tissue"]
     for name in CollectorJob.__struct_fields__:
         assert name == "arguments" or getattr(job.several["tissue"], name) == example_of(CollectorJob, name)

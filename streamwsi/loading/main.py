@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import Slide
 from streamwsi.errors import SlideError
-from streamwsi.loading.paired import OpenPaired, open_paired
 from streamwsi.loading.read import read_chunk
 from streamwsi.loading.resolution import ChoiceError
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
@@ -47,6 +46,9 @@ from streamwsi.wire.messages import (
 from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
+if TYPE_CHECKING:
+    from streamwsi.loading.paired import OpenPaired
+
 
 class _OpenSlide(NamedTuple):
     """A slide, and what is read with it."""
@@ -72,12 +74,19 @@ class _OpenSlides:
             if not held:
                 reader = open_slide(slide.path, self._options.reader, self._options.background, self._cache)
                 try:
-                    paired = open_paired(self._choices.paired, slide, patient_id, reader.info, self._cache)
+                    paired = self._paired(slide, patient_id, reader)
                 except BaseException:
                     reader.close()
                     raise
                 held.append(_OpenSlide(reader, paired))
             return held[0]
+
+    def _paired(self, slide: Slide, patient_id: str, reader: SlideReader) -> dict[str, OpenPaired]:
+        if not self._choices.paired:
+            return {}
+        from streamwsi.loading.paired import open_paired  # others have no use for it, and importing takes time
+
+        return open_paired(self._choices.paired, slide, patient_id, reader.info, self._cache)
 
     def close(self, key: tuple[int, int]) -> TilesRead | None:
         """Let go of a slide; returns what was decoded of it, if anything was and that is known."""

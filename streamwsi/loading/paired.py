@@ -21,10 +21,9 @@ from streamwsi.config import one_of
 from streamwsi.dataset import Slide, SlideInfo
 from streamwsi.errors import ConfigError, MaskError, SlideError
 from streamwsi.loading.fingerprint import fingerprint
-from streamwsi.loading.resolution import ChoiceError
+from streamwsi.loading.resolution import ChoiceError, source_of
 from streamwsi.paired import PairedImage, PairedResolution
 from streamwsi.regions.mask import pair, scale_to_cover
-from streamwsi.sampling.description import source_text
 from streamwsi.slides.paired import PairedReader
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.value_level import ValueLevel, WantedAxes
@@ -136,7 +135,7 @@ class Paired:
         if self.at:
             described["at"] = {axis: str(place) for axis, place in self.at.items()}
         if callable(self.source):
-            described["callable"] = source_text(self.source)
+            described["callable"] = source_of(self.source)
         return described
 
 

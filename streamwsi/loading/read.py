@@ -6,6 +6,7 @@ In: an open slide, what it was resolved to, a chunk's number.  Out: a BigChunk. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from streamwsi.config import OnBadRegion
 from streamwsi.errors import RegionError
 from streamwsi.geometry import Int64Array, Windows
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.slides.paired import PairedReader
 from streamwsi.slides.reader import Rectangle, SlideReader
 from streamwsi.slides.resampled import read_resampled
+
+if TYPE_CHECKING:
+    from streamwsi.slides.paired import PairedReader
 
 
 def read_chunk(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,7 +17,6 @@ from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import MOST_WINDOWS, Border, Grid, cut_chunks
 from streamwsi.loading.fingerprint import fingerprint
-from streamwsi.loading.paired import OpenPaired, Paired
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.plan import Sample, cut_sample
 from streamwsi.resolution import Resolution
@@ -24,6 +24,9 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
+
+if TYPE_CHECKING:
+    from streamwsi.loading.paired import OpenPaired, Paired
 
 
 @dataclass(frozen=True)

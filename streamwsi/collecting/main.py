@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamwsi.chunks import Status, UInt8Array
+from streamwsi.chunks import Batch, Status, UInt8Array
 from streamwsi.collecting.ahead import Ahead, ChunkWork, Step
 from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.image_rows import ImageRows
 from streamwsi.collecting.rows import ChunkRows
+from streamwsi.collecting.tensors import fetched_later
 from streamwsi.errors import PieceError
 from streamwsi.geometry import Windows
 from streamwsi.images.encoding import ImageEncoding
@@ -74,6 +76,18 @@ def run_collector(seat: Seat, options: CollectingOptions, collector: StreamColle
         worker.close()
 
 
+@dataclass
+class _Result:
+    """What the collector gave for a batch."""
+
+    step: Step
+    windows: Windows | None
+    """None: nothing of the chunk could be read, and there was no batch."""
+    value: Any
+    fetch: Callable[[], Any] | None = None
+    """Gives the value, once it is there; None: it is."""
+
+
 class _Collector:
     def __init__(self, seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None) -> None:
         self._seat = seat
@@ -110,20 +124,23 @@ class _Collector:
             with users_code("loading the transforms"):
                 self._transforms = unship(msgspec.msgpack.decode(self._options.transforms, type=Shipped))
         self._seat.ready(self._data.endpoint)
+        coming: _Result | None = None  # a device is still at work on it: the next batch is begun before it is waited for
         while not self._stopped:
             step = self._ahead.take(self._hear)
-            if step is None:
+            idle = step is None and coming is None
+            result = None if step is None else self._process(step)
+            if coming is not None:
+                self._keep(coming)
+                coming = None
+            if result is not None and result.fetch is None:
+                self._keep(result)
+            else:
+                coming = result
+            del step, result  # they hold pixels
+            if idle:
                 with self._seat.clock.spending("wait_input"):
                     self._poll.wait()
                 self._hear()
-                continue
-            with self._seat.clock.spending("busy"), self._seat.doing.chunk(step.work.lease):
-                self._process(step)
-                if step.last:
-                    self._outputs.send(step.work.writer, *pieces_message(step.work))
-            if step.last:
-                self._finish(step.work)
-            del step  # it holds pixels
             self._return_slots()
         with users_code("teardown"):
             self._collector.teardown()
@@ -164,28 +181,50 @@ class _Collector:
         slide, patient = slide_of(order.slide), order.patient.patient()
         return ChunkWork(order.lease, order.chunk, order.slide, slide, patient, order.writer, big, memory)
 
-    def _process(self, step: Step) -> None:
-        """Run the collector over a batch. Raises UserCodeError when it raises, PieceError when its result cannot be stored."""
+    def _process(self, step: Step) -> _Result:
+        """Run the collector over a batch. Raises UserCodeError when it raises."""
         work = step.work
-        if work.rows is None:
-            work.rows = self._rows_of(work)
         if not len(step.members):
-            return
-        batch = step.batch()
+            return _Result(step, None, None)
+        with self._seat.clock.spending("busy"), self._seat.doing.chunk(work.lease):
+            batch = step.batch()
+            result = self._processed(work, batch)
+            return _Result(step, batch.windows, result, fetched_later(result))
+
+    def _processed(self, work: ChunkWork, batch: Batch) -> Any:
         try:
             batch = transformed(batch, self._transforms)
         except TransformError as error:
             where = f"transforms, patient {work.patient.id!r}, slide {work.slide.id!r}, {_places(batch.windows)}"
             raise UserCodeError(where) from error.__cause__ or error
         try:
-            result = self._collector.process(batch)
+            return self._collector.process(batch)
         except Exception as error:
             raise UserCodeError(self._where(work, batch.windows)) from error
-        try:
-            work.rows.add(step.members, result)
-        except PieceError as error:
-            raise PieceError(f"{self._where(work, batch.windows)}: {error}") from error
-        self._spec = work.rows.spec
+
+    def _keep(self, result: _Result) -> None:
+        """Keep what a batch gave; with its last, a chunk is done.
+
+        Raises PieceError when it cannot be stored, UserCodeError when it was not to be had.
+        """
+        step, work = result.step, result.step.work
+        with self._seat.clock.spending("busy"), self._seat.doing.chunk(work.lease):
+            if work.rows is None:
+                work.rows = self._rows_of(work)
+            if result.windows is not None:
+                try:
+                    value = result.value if result.fetch is None else result.fetch()
+                except Exception as error:  # what a device was given to do fails when it is waited for
+                    raise UserCodeError(self._where(work, result.windows)) from error
+                try:
+                    work.rows.add(step.members, value)
+                except PieceError as error:
+                    raise PieceError(f"{self._where(work, result.windows)}: {error}") from error
+                self._spec = work.rows.spec
+            if step.last:
+                self._outputs.send(work.writer, *pieces_message(work))
+        if step.last:
+            self._finish(work)
 
     def _rows_of(self, work: ChunkWork) -> ChunkRows:
         if self._blending is not None:

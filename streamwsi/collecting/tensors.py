@@ -1,11 +1,13 @@
 """Batches as PyTorch's tensors.
 
-In: a batch.  Out: its pixels as a tensor on a device.  PyTorch is imported when the first one is asked for, and not before.
+In: a batch.  Out: its pixels as a tensor on a device; and from there, what was made of them.  PyTorch is imported when the
+first one is asked for, and not before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,6 +75,31 @@ def as_tensor(
     if channels_first:
         pixels = pixels.movedim(-1, -3)
     return pixels if dtype is None or dtype == torch.uint8 else pixels.to(dtype).div_(255)
+
+
+def fetched_later(result: Any) -> Callable[[], Any] | None:
+    """Have a tensor brought from its CUDA device without waiting for it, and return what waits; None for all that is here.
+
+    The copy is made by the device once it is done with what it was given up to now; what it is given afterwards, to write into
+    the same memory too, comes after the copy.
+    """
+    if not getattr(result, "is_cuda", False) or not hasattr(result, "detach"):
+        return None
+    import torch
+
+    if result.layout != torch.strided:
+        return None
+    with torch.cuda.device(result.device):
+        here = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        here.copy_(result.detach(), non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+    def fetch() -> Any:
+        done.synchronize()
+        return here
+
+    return fetch
 
 
 def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:

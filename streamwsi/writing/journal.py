@@ -160,9 +160,9 @@ class Journal:
 
     def record_slide(self, resolved: ResolvedSlide) -> None:
         """Keep what a slide resolved to. Recording it again replaces it only while no chunk of it is committed."""
-        query = "INSERT OR REPLACE INTO slides SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM chunks WHERE slide = ?1)"
+        query = "INSERT OR REPLACE INTO slides SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM chunks WHERE slide = ?)"
         with self._transaction():
-            self._execute(query, (resolved.slide, msgspec.msgpack.encode(resolved)))
+            self._execute(query, (resolved.slide, msgspec.msgpack.encode(resolved), resolved.slide))
 
     def slides(self) -> dict[int, ResolvedSlide]:
         """What the patient's slides resolved to, by their place among them."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,17 +16,20 @@ import numpy as np
 
 from streamwsi.arrays.blender import Blender, Postprocess, Total, same_axes
 from streamwsi.arrays.blocks import Blocks, Place
-from streamwsi.arrays.grid import PatchGrid, spatial_axes, written
+from streamwsi.arrays.grid import PatchGrid, Window, spatial_axes, written
 from streamwsi.arrays.outputs import Output, checked_path, make_output
 from streamwsi.arrays.sampler import ArraySampler, Layout
 from streamwsi.arrays.sources import AnyArray, as_numpy
-from streamwsi.arrays.sums import Sum
+from streamwsi.arrays.sums import Sum, sum_dtype
 from streamwsi.arrays.weights import OwnWeights, Weights
 from streamwsi.errors import ArrayError, ConfigError
 from streamwsi.geometry import Int64Array
 
 _BLOCK_VALUES = 1 << 16
 """Places of a block, about, where neither patches nor the output's chunks ask for more."""
+_LONG = 8
+"""Blocks that are parts of the result take no memory of their own: they are so many times longer along the last axis, half as
+thick along others, so that windows are cut into fewer parts, of whole rows."""
 _NAMED = 8
 """So many missing windows are named in a message."""
 
@@ -69,13 +71,15 @@ class Aggregator:
         the same spatial sizes; other axes may change. It may be called from any thread that appends.
     block_size
         Spatial size of a block: one number or one for each axis; by default at least a patch, and about 65 thousand
-        places, whole chunks where the output has such.
+        places, whole chunks where the output has such; longer along the last axis where patches are summed in the result.
     fill_value
         What stands where no window lies (border ``crop``, a step larger than the patch) or all weights are 0. NaN by
         default; types without NaN need one.
 
     The memory it needs is that of the blocks that are begun and not finished, and a byte for each window: with patches in
-    the sampler's order, or that of :meth:`ArraySampler.by_chunks`, a slab as thick as a patch and two blocks.
+    the sampler's order, or that of :meth:`ArraySampler.by_chunks`, a slab as thick as a patch and two blocks. A result in
+    memory of the type of the sums needs no more than itself, as patches are summed there: no `output`, no `reduce` and no
+    `postprocess`.
 
     Sums are exact for integers with ``mean``; else in float32 where at most 8 windows overlap and patches are float32 or
     smaller, in float64 otherwise; no number of overlaps is too many.
@@ -117,6 +121,8 @@ class Aggregator:
         self._blender: Blender | None = None
         self._blocks: dict[Place, _Block] = {}
         self._output: Output | None = None
+        self._sums: AnyArray | None = None
+        """The result, where sums are kept in it."""
         self._failure: BaseException | None = None
         self._block_rest: tuple[int, ...] = ()
         """The sizes of a finished block's axes that are not spatial."""
@@ -177,57 +183,46 @@ class Aggregator:
             self._idle.wait_for(lambda: not self._n_adding)
             self._raise_failure()
             self._n_adding += 1
-        with self._adding():
-            # blocks that no window touches were never begun; with windows missing, others were not finished
-            for place in blender.blocks.places():
-                untouched = blender.blocks.n_windows(place) == 0
-                if untouched or (allow_missing and not self._all_received(blender, place)):
-                    begun = self._blocks.pop(place, None)
-                    summed = begun.sum if begun else blender.new_sum(place)
-                    self._finish(blender, place, summed, blender.total_of(place, summed, self._received))
-            if self._output is None:
-                raise ArrayError("no block was written; this is a fault of streamwsi")
-            self._result = self._output.finish()
+        self._adding(self._complete, blender, allow_missing)
         return self._result
 
     def _append(self, patches: list[AnyArray], boxes: list[Int64Array]) -> None:
-        places = [self.grid.find(box) for box in boxes]
-        indices = [self.grid.index(place) for place in places]
+        windows = [self.grid.find(box) for box in boxes]
         if not boxes:
             return
         with self._lock:
             self._raise_failure()
-            for number, (index, patch, box) in enumerate(zip(indices, patches, boxes, strict=True)):
-                self._check_new(index, box, twice=index in indices[:number])
-                blender = self._blender or self._begin(patch, box)
-                blender.check(patch, box)
-            self._received[indices] = True
-            self._n_received += len(indices)
+            self._check_new([window.number for window in windows])
+            blender = self._blender or self._begin(patches[0], windows[0])
+            weights = [blender.weights_for(patch, window) for patch, window in zip(patches, windows, strict=True)]
+            for window in windows:
+                self._received[window.number] = True
+            self._n_received += len(windows)
             self._n_adding += 1
-        with self._adding():
-            for patch, box in zip(patches, boxes, strict=True):
-                weights = blender.weights_of(tuple((box[:, 1] - box[:, 0]).tolist()))
-                for place in blender.blocks.touched_by(box):
-                    self._add(blender, place, patch, weights, box)
+        self._adding(self._add_all, blender, windows, patches, weights)
 
-    def _check_new(self, index: int, box: Int64Array, twice: bool) -> None:
-        if self._received[index] or twice:
-            raise ArrayError(
-                f"window {index}, box {written(box)}, was appended before: each window counts once; "
-                f"give every patch the box that came with it"
-            )
-        if self._closed:
-            raise ArrayError(f"window {index}, box {written(box)}, came after get_output(allow_missing=True)")
+    def _check_new(self, indices: list[int]) -> None:
+        for number, index in enumerate(indices):
+            if self._received[index] or index in indices[:number]:
+                raise ArrayError(
+                    f"window {index}, box {written(self.grid.box(index))}, was appended before: each window counts once; "
+                    f"give every patch the box that came with it"
+                )
+            if self._closed:
+                raise ArrayError(
+                    f"window {index}, box {written(self.grid.box(index))}, came after get_output(allow_missing=True)"
+                )
 
-    def _add(self, blender: Blender, place: Place, patch: AnyArray, weights: AnyArray, box: Int64Array) -> None:
+    def _add_all(self, blender: Blender, windows: list[Window], patches: list[AnyArray], weights: list[AnyArray]) -> None:
+        for window, patch, weight in zip(windows, patches, weights, strict=True):
+            for place, inside, part in blender.cut(window):
+                self._add(blender, place, inside, patch[part], weight[part])
+
+    def _add(self, blender: Blender, place: Place, inside: tuple[slice, ...], patch: AnyArray, weights: AnyArray) -> None:
         """Add what of a patch lies in a block, and finish the block when that was its last."""
-        with self._lock:
-            block = self._blocks.get(place)
-            if block is None:
-                block = self._blocks[place] = _Block(blender.new_sum(place), blender.blocks.n_windows(place))
-        inside, part = blender.cut(place, box)
+        block = self._blocks.get(place) or self._new_block(blender, place)
         with block.lock:
-            block.sum.add(inside, patch[part], weights[part])
+            block.sum.add(inside, patch, weights)
             block.missing -= 1
             if block.missing:
                 return
@@ -235,8 +230,17 @@ class Aggregator:
             del self._blocks[place]
         self._finish(blender, place, block.sum, blender.total(place, block.sum))
 
+    def _new_block(self, blender: Blender, place: Place) -> _Block:
+        with self._lock:
+            block = self._blocks.get(place)  # another thread may have been first
+            if block is None:
+                block = self._blocks[place] = _Block(blender.new_sum(place, self._sums), blender.blocks.n_windows(place))
+            return block
+
     def _finish(self, blender: Blender, place: Place, summed: Sum, total: Total) -> None:
         block = blender.finished(place, summed, total)
+        if self._sums is not None:  # it was divided where it lies, in the result
+            return
         where = blender.blocks.slices(place)
         with self._writing:
             if self._output is None:
@@ -256,32 +260,53 @@ class Aggregator:
                 at[axis] = one
             self._output.write(tuple(at), block.values)
 
-    def _begin(self, patch: AnyArray, box: Int64Array) -> Blender:
+    def _complete(self, blender: Blender, allow_missing: bool) -> None:
+        """Finish what appending did not: blocks that no window touches, and those that windows are missing of."""
+        for place in blender.blocks.places():
+            untouched = blender.blocks.n_windows(place) == 0
+            if untouched or (allow_missing and not self._all_received(blender, place)):
+                begun = self._blocks.pop(place, None)
+                summed = begun.sum if begun else blender.new_sum(place, self._sums)
+                self._finish(blender, place, summed, blender.total_of(place, summed, self._received))
+        if self._output is None:
+            raise ArrayError("no block was written; this is a fault of streamwsi")
+        self._result = self._output.finish()
+
+    def _begin(self, patch: AnyArray, window: Window) -> Blender:
         """Settle what only a patch tells: its axes, its type, and what follows from them."""
         axes = spatial_axes(patch.ndim, len(self.grid.axes), self._layout)
         if self._axis is not None:
             axis = self._axis + (patch.ndim if self._axis < 0 else 0)
             if not 0 <= axis < patch.ndim or axis in axes:
                 raise ConfigError(f"axis {self._axis} of patches of shape {patch.shape} cannot be reduced: {axes} are spatial")
+        in_place = self._in_place(patch.dtype)
         blender = Blender(
             self.grid,
             self._weights,
             axes,
             patch.shape,
             patch.dtype,
-            Blocks(self.grid, self._block_size(patch.ndim, axes)),
+            Blocks(self.grid, self._block_size(patch.ndim, axes, in_place)),
             self._reduce,
             None if self._axis is None else axis,
             self._postprocess,
             self._dtype_asked,
             self._fill_asked,
         )
-        blender.check(patch, box)
+        blender.weights_for(patch, window)  # the first one must fit too
         blender.fill_value(needed=self.grid.n_uncovered > 0)
+        if in_place:
+            self._sums = blender.zeros()
+            self._output = make_output(self._sums, self._sums.shape, self._sums.dtype, self._sums.shape)
         self._blender = blender
         return blender
 
-    def _block_size(self, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+    def _in_place(self, dtype: np.dtype[Any]) -> bool:
+        """Whether patches of `dtype` are summed in the result itself: one in memory, of the type of the sums."""
+        plain = self._output_asked is None and self._reduce is None and self._postprocess is None
+        return plain and dtype.kind in "fc" and sum_dtype(dtype, self.grid.max_overlaps) == (self._dtype_asked or dtype)
+
+    def _block_size(self, ndim: int, axes: tuple[int, ...], in_place: bool) -> tuple[int, ...]:
         n_axes, extent = len(axes), self.grid.extent
         if self._block_asked is not None:
             asked = self._block_asked
@@ -297,6 +322,8 @@ class Aggregator:
         else:
             units = [axis.step for axis in self.grid.axes]
         wanted = [max(axis.patch, per_axis) for axis in self.grid.axes]
+        if in_place:
+            wanted = [*(-(-size // 2) for size in wanted[:-1]), _LONG * wanted[-1]]
         return tuple(min(-(-size // one) * one, whole) for size, one, whole in zip(wanted, units, extent, strict=True))
 
     def _all_received(self, blender: Blender, place: Place) -> bool:
@@ -315,11 +342,10 @@ class Aggregator:
         if self._failure is not None:
             raise ArrayError(f"the aggregation failed before: {self._failure!r}") from self._failure
 
-    @contextmanager
-    def _adding(self) -> Iterator[None]:
-        """What is raised within breaks the aggregator, whose sums would not be right any more."""
+    def _adding(self, change: Callable[..., None], *given: Any) -> None:
+        """Change sums. What is raised meanwhile breaks the aggregator, whose sums would not be right any more."""
         try:
-            yield
+            change(*given)
         except BaseException as error:
             with self._lock:
                 self._failure = self._failure or error
@@ -327,7 +353,8 @@ class Aggregator:
         finally:
             with self._lock:
                 self._n_adding -= 1
-                self._idle.notify_all()
+                if self._closed:  # only then somebody may wait for it
+                    self._idle.notify_all()
 
 
 def _others(shape: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from streamwsi.arrays.blocks import Blocks, Place
-from streamwsi.arrays.grid import FloatArray, PatchGrid, written
+from streamwsi.arrays.grid import FloatArray, PatchGrid, Window, written
 from streamwsi.arrays.sources import AnyArray, as_numpy
-from streamwsi.arrays.sums import Sum, make_sum, rounded, sum_dtype, unit
+from streamwsi.arrays.sums import FloatSum, Sum, make_sum, rounded, sum_dtype, unit
 from streamwsi.arrays.weights import Weights
 from streamwsi.errors import ArrayError
 from streamwsi.geometry import Int64Array
@@ -71,6 +71,7 @@ class Blender:
         self._weights, self._axes, self._shape, self._dtype = weights, axes, shape, dtype
         self._reduce, self._axis, self._postprocess = reduce, axis, postprocess
         self._dtype_asked, self._fill_asked = dtype_asked, fill_asked
+        self._in_front = axes == tuple(range(len(axes)))
         self._overlaps = grid.max_overlaps
         self._sum_dtype = sum_dtype(dtype, self._overlaps)
         self._exact = weights.alike and dtype.kind in "bui"
@@ -81,17 +82,20 @@ class Blender:
         """Held while totals are looked up or put away."""
         self._axis_totals = [self._axis_total(number) for number in range(len(grid.axes))]
 
-    def check(self, patch: AnyArray, box: Int64Array) -> None:
-        """Raises ArrayError when a patch has not its box's size, or differs from the first one in other axes or its type."""
-        expected = list(self._shape)
-        for axis, (start, stop) in zip(self._axes, box.tolist(), strict=True):
-            expected[axis] = stop - start
-        if patch.shape != tuple(expected):
-            raise ArrayError(
-                f"the patch for box {written(box)} must be {tuple(expected)} (spatial axes {self._axes}), got {patch.shape}"
-            )
-        if patch.dtype != self._dtype:
-            raise ArrayError(f"the patch for box {written(box)} has dtype {patch.dtype}, the first one had {self._dtype}")
+    def weights_for(self, patch: AnyArray, window: Window) -> AnyArray:
+        """By what a window's patch is to be multiplied; as large as the patch.
+
+        Raises ArrayError when it has not its box's size, or differs from the first one in other axes or its type.
+        """
+        weights = self._expanded.get(window.size)
+        if weights is None:
+            weights = self._expanded[window.size] = self._weights_of(window.size)
+        if patch.shape != weights.shape or patch.dtype != self._dtype:
+            box = f"the patch for box {written(self.grid.box(window.number))}"
+            if patch.shape != weights.shape:
+                raise ArrayError(f"{box} must be {weights.shape} (spatial axes {self._axes}), got {patch.shape}")
+            raise ArrayError(f"{box} has dtype {patch.dtype}, the first one had {self._dtype}")
+        return weights
 
     def fill_value(self, needed: bool) -> Any:
         """What stands where nothing is.
@@ -107,37 +111,46 @@ class Blender:
             raise ArrayError(f"some places have no window, and {dtype} has no NaN to say so: give a fill_value")
         return 0
 
-    def weights_of(self, size: tuple[int, ...]) -> AnyArray:
+    def _weights_of(self, size: tuple[int, ...]) -> AnyArray:
         """The weights of a patch of a spatial size, in the patch's whole shape and the type of sums."""
-        found = self._expanded.get(size)
-        if found is None:
-            shape = list(self._shape)
-            narrow = [1] * len(shape)
-            for axis, extent in zip(self._axes, size, strict=True):
-                shape[axis] = narrow[axis] = extent
-            if self._exact:
-                found = np.broadcast_to(np.ones((), np.int8), shape)
-            else:
-                weights = (self._weights.of(size) * self._unit).astype(self._sum_dtype.type(0).real.dtype)
-                # in full, as NumPy is slow where the last axis is short and repeated
-                found = np.ascontiguousarray(np.broadcast_to(weights.reshape(narrow), shape))
-            self._expanded[size] = found
-        return found
+        shape = self._shape_for(size)
+        narrow = [extent if axis in self._axes else 1 for axis, extent in enumerate(shape)]
+        if self._exact:
+            return np.broadcast_to(np.ones((), np.int8), shape)
+        weights = (self._weights.of(size) * self._unit).astype(self._sum_dtype.type(0).real.dtype)
+        # in full, as NumPy is slow where the last axis is short and repeated
+        return np.ascontiguousarray(np.broadcast_to(weights.reshape(narrow), shape))
 
-    def new_sum(self, place: Place) -> Sum:
-        """An empty sum for a block."""
+    def zeros(self) -> AnyArray:
+        """An array as large as the result and of the type of sums, for sums that are kept in the result."""
+        return np.zeros(self._shape_for(self.grid.extent), self._sum_dtype)
+
+    def new_sum(self, place: Place, result: AnyArray | None) -> Sum:
+        """An empty sum for a block; in the result, where sums are kept there."""
+        if result is not None:
+            return FloatSum(result[self._around(self.blocks.slices(place))])
+        size = [stop - start for start, stop in self.blocks.spans(place)]
+        return make_sum(self._shape_for(size), self._dtype, self._exact, self._overlaps)
+
+    def cut(self, window: Window) -> Iterator[tuple[Place, tuple[slice, ...], tuple[slice, ...]]]:
+        """The blocks that a window touches, where it lies in each, and which part of its patch that is."""
+        for shares in self.blocks.shares(window.place):
+            block, inside, part = zip(*shares, strict=True)
+            yield (block, inside, part) if self._in_front else (block, self._around(inside), self._around(part))
+
+    def _shape_for(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a patch of a spatial size."""
         shape = list(self._shape)
-        for axis, (start, stop) in zip(self._axes, self.blocks.spans(place), strict=True):
-            shape[axis] = stop - start
-        return make_sum(tuple(shape), self._dtype, self._exact, self._overlaps)
+        for axis, extent in zip(self._axes, size, strict=True):
+            shape[axis] = extent
+        return tuple(shape)
 
-    def cut(self, place: Place, box: Int64Array) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Where a window lies in a block, and which part of the window that is."""
-        inside, part = [slice(None)] * len(self._shape), [slice(None)] * len(self._shape)
-        for axis, (first, last), (start, stop) in zip(self._axes, self.blocks.spans(place), box.tolist(), strict=True):
-            low, high = max(first, start), min(last, stop)
-            inside[axis], part[axis] = slice(low - first, high - first), slice(low - start, high - start)
-        return tuple(inside), tuple(part)
+    def _around(self, spatial: Sequence[slice]) -> tuple[slice, ...]:
+        """Slices of the spatial axes as slices of a patch."""
+        slices = [slice(None)] * len(self._shape)
+        for axis, one in zip(self._axes, spatial, strict=True):
+            slices[axis] = one
+        return tuple(slices)
 
     def total(self, place: Place, summed: Sum) -> Total:
         """The sum of the weights of all windows over a block."""
@@ -174,9 +187,7 @@ class Blender:
         """Sums of weights that are the product of one along each axis."""
         empty = reduce(np.multiply.outer, vectors) == 0 if any(vector.min() == 0 for vector in vectors) else None
         repeated = [*vectors[:-1], np.repeat(vectors[-1], self._trailing) * (1 if self._exact else self._unit)]
-        divisor = np.empty([len(vector) for vector in repeated], summed.divisor_dtype)
-        first, rest = repeated[0], reduce(np.multiply.outer, repeated[1:]) if len(repeated) > 1 else np.ones(())
-        np.multiply(first.reshape(-1, *[1] * rest.ndim), rest, out=divisor, casting="unsafe")
+        divisor = reduce(np.multiply.outer, [vector.astype(summed.divisor_dtype) for vector in repeated])
         return Total(divisor.reshape(self._narrow([len(vector) for vector in vectors])), empty)
 
     def _as_total(self, weights: FloatArray, summed: Sum) -> Total:

@@ -9,13 +9,25 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from streamwsi.arrays.grid import PatchGrid
+from streamwsi.arrays.grid import Axis, PatchGrid
 from streamwsi.geometry import Int64Array
 
 Place = tuple[int, ...]
+
+
+class Share(NamedTuple):
+    """What a block has of a window along one axis."""
+
+    block: int
+    """Which block along the axis."""
+    inside: slice
+    """Where it lies in the block."""
+    part: slice
+    """Where it lies in the window."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +58,9 @@ class Blocks:
         """The same as a box."""
         return np.array(self.spans(place), dtype=np.int64)
 
-    def touched_by(self, box: Int64Array) -> Iterator[Place]:
-        """The blocks that share a place with a window."""
-        ranges = [
-            range(start // size, -(-min(stop, axis.extent) // size))
-            for (start, stop), size, axis in zip(box.tolist(), self.size, self.grid.axes, strict=True)
-        ]
-        return itertools.product(*ranges)
+    def shares(self, place: Place) -> Iterator[tuple[Share, ...]]:
+        """What of the window at a place lies in which block: for each block that it touches, its share along each axis."""
+        return itertools.product(*map(_shares_along, self.grid.axes, self.size, place))
 
     def window_ranges(self, place: Place) -> list[range]:
         """Along each axis, the windows that touch a block."""
@@ -65,3 +73,15 @@ class Blocks:
     def windows(self, place: Place) -> Iterator[int]:
         """Their places in the plan."""
         return (self.grid.index(window) for window in itertools.product(*self.window_ranges(place)))
+
+
+def _shares_along(axis: Axis, size: int, along: int) -> list[Share]:
+    """The shares that blocks of a size have of the window `along` an axis."""
+    start, stop = axis.spans[along]
+    stop = min(stop, axis.extent)
+    shares = []
+    for block in range(start // size, -(-stop // size)):
+        first = block * size
+        low, high = max(start, first), min(stop, first + size)
+        shares.append(Share(block, slice(low - first, high - first), slice(low - start, high - start)))
+    return shares

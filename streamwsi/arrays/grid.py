@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +49,15 @@ class Axis:
         """Last index + 1 of each window, beyond the array too; never descending."""
         return [start + size for start, size in zip(self.starts, self.sizes, strict=True)]
 
-    def find(self, start: int, stop: int) -> int | None:
-        """Which window spans exactly this, None where none does."""
-        at = bisect_left(self.starts, start)
-        found = at < len(self.starts) and self.starts[at] == start and self.stops[at] == stop
-        return at if found else None
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """First index and last index + 1 of each window."""
+        return list(zip(self.starts, self.stops, strict=True))
+
+    @cached_property
+    def by_span(self) -> dict[tuple[int, int], int]:
+        """Which window has a span."""
+        return {span: along for along, span in enumerate(self.spans)}
 
     def touching(self, start: int, stop: int) -> range:
         """The windows that share an index with ``start … stop - 1``."""
@@ -67,6 +71,16 @@ class Axis:
             change[start] += 1
             change[min(stop, self.extent)] -= 1
         return np.cumsum(change)[:-1]
+
+
+class Window(NamedTuple):
+    """One window of a grid."""
+
+    number: int
+    """Its place in the plan."""
+    place: tuple[int, ...]
+    """Which one it is along each axis."""
+    size: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,12 @@ class PatchGrid:
         """The size of a window that is not cut."""
         return tuple(axis.patch for axis in self.axes)
 
-    def __len__(self) -> int:
+    @cached_property
+    def _n_windows(self) -> int:
         return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self._n_windows
 
     def place(self, index: int) -> tuple[int, ...]:
         """Which window along each axis the one at `index` of the plan is."""
@@ -114,26 +132,27 @@ class PatchGrid:
 
     def box_at(self, place: Sequence[int]) -> Int64Array:
         """The window at a place along each axis; (axes, 2) int64."""
-        spans = [(axis.starts[along], axis.stops[along]) for axis, along in zip(self.axes, place, strict=True)]
-        return np.array(spans, dtype=np.int64)
+        return np.array([axis.spans[along] for axis, along in zip(self.axes, place, strict=True)], dtype=np.int64)
 
-    def find(self, box: Int64Array) -> tuple[int, ...]:
-        """The place of the window with this box.
+    def find(self, box: Int64Array) -> Window:
+        """The window with this box.
 
         Raises ArrayError when the grid has no such window.
         """
         spans: list[list[int]] = box.tolist()
-        place = []
+        index, place, size = 0, [], []
         for number, (axis, (start, stop)) in enumerate(zip(self.axes, spans, strict=True)):
-            along = axis.find(start, stop)
+            along = axis.by_span.get((start, stop))
             if along is None:
                 raise ArrayError(
                     f"box {written(box)} is none of the sampler's: along axis {number} no window spans {start}:{stop} "
                     f"(extent {axis.extent}, patch {axis.patch}, step {axis.step}, border {axis.border!r}); "
                     f"append each patch with the box that came with it"
                 )
+            index = index * len(axis.starts) + along
             place.append(along)
-        return tuple(place)
+            size.append(stop - start)
+        return Window(index, tuple(place), tuple(size))
 
     @property
     def max_overlaps(self) -> int:

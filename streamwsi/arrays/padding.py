@@ -40,7 +40,7 @@ class Padding:
 
     def span(self, axis: Axis, along: int) -> tuple[int, int]:
         """First and last index + 1 of the array that window `along` of an axis needs."""
-        start, stop = axis.starts[along], axis.stops[along]
+        start, stop = axis.spans[along]
         if stop <= axis.extent or self.mode == "constant":
             return start, min(stop, axis.extent)
         if self.mode in COMPUTED:
@@ -58,14 +58,14 @@ class Padding:
         Equal to ``numpy.pad(array, …, mode)[box]``, but the array is not padded.
         """
         where = [slice(None)] * ndim
+        beyond = []
         for axis, number, along in zip(axes, spatial, place, strict=True):
-            where[number] = slice(*self.span(axis, along))
+            start, stop = axis.spans[along]
+            if stop > axis.extent:
+                beyond.append((axis, number, along))
+                start, stop = self.span(axis, along)
+            where[number] = slice(start, stop)
         patch = read(tuple(where))
-        beyond = [
-            (axis, number, along)
-            for axis, number, along in zip(axes, spatial, place, strict=True)
-            if axis.stops[along] > axis.extent
-        ]
         if not beyond:
             return patch
         if self.mode in REPEATED:

@@ -110,9 +110,10 @@ class ArraySampler:
         return sweeper.patches(sweeper.plan(max_bytes))
 
     def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        return index % len(self)
+        count = len(self.grid)
+        if not -count <= index < count:
+            raise IndexError(f"window {index} of {count}")
+        return index % count
 
 
 def _spatial(source: Source, patch_size: Any, layout: Layout) -> tuple[int, ...]:

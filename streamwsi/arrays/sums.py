@@ -14,7 +14,7 @@ from streamwsi.errors import ArrayError
 
 FEW = 8
 """So many overlapping windows can be summed in float32: each sum adds an error of at most 2⁻²⁴, 1e-6 has room for that."""
-_SCRATCH = 1 << 16
+_SCRATCH = 1 << 15
 """Products are formed so many at a time, so that they stay in the processor's cache until they are added."""
 
 
@@ -37,10 +37,13 @@ class Sum(Protocol):
 
 
 class FloatSum:
-    """Sums of floating-point or complex numbers, or of integers with weights that differ."""
+    """Sums of floating-point or complex numbers, or of integers with weights that differ.
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.values: AnyArray = np.zeros(shape, dtype)
+    They are kept in the array of zeros that is given, and so is their mean, if it is of the same type.
+    """
+
+    def __init__(self, zeros: AnyArray) -> None:
+        self.values = zeros
 
     @property
     def divisor_dtype(self) -> np.dtype[Any]:
@@ -111,7 +114,7 @@ def make_sum(shape: tuple[int, ...], dtype: np.dtype[Any], exact: bool, overlaps
             return WideIntegerSum(shape)
         largest = max(np.iinfo(dtype).max, -int(np.iinfo(dtype).min)) if dtype.kind != "b" else 1
         return IntegerSum(shape, np.dtype(np.int32 if largest * overlaps < 2**31 else np.int64))
-    return FloatSum(shape, sum_dtype(dtype, overlaps))
+    return FloatSum(np.zeros(shape, sum_dtype(dtype, overlaps)))
 
 
 def sum_dtype(dtype: np.dtype[Any], overlaps: int) -> np.dtype[Any]:
@@ -134,7 +137,7 @@ def unit(overlaps: int) -> float:
 
 
 def add_product(into: AnyArray, patch: AnyArray, weights: AnyArray) -> None:
-    """``into += patch * weights``, without a product of the whole; all have one shape."""
+    """``into += patch * weights``, without a product of the whole; all have one shape, the product has `into`'s type."""
     rows = into.shape[0]
     per_row = into.size // rows if rows else 0
     if per_row > _SCRATCH and into.ndim > 1:
@@ -142,11 +145,10 @@ def add_product(into: AnyArray, patch: AnyArray, weights: AnyArray) -> None:
             add_product(into[row], patch[row], weights[row])
         return
     at_a_time = max(1, _SCRATCH // max(per_row, 1))
-    product = np.empty((min(at_a_time, rows), *into.shape[1:]), into.dtype)
     for low in range(0, rows, at_a_time):
-        part = into[low : low + at_a_time]
-        np.multiply(patch[low : low + at_a_time], weights[low : low + at_a_time], out=product[: len(part)], casting="same_kind")
-        part += product[: len(part)]
+        some = slice(low, low + at_a_time)
+        part = into[some]
+        part += patch[some] * weights[some]
 
 
 def rounded(values: AnyArray, dtype: np.dtype[Any]) -> AnyArray:

@@ -473,6 +473,18 @@ def test_blocks_go_to_an_array_of_the_callers(kind, tmp_path):
     np.testing.assert_allclose(np.asarray(found[:]), array, rtol=1e-6)
 
 
+@given(problems(gaps=True), st.sampled_from(["float32", "float64", "complex64"]), st.sampled_from(WEIGHTS))
+def test_sums_kept_in_the_result_are_those_of_blocks(problem, dtype, weights):
+    array = random_array(problem.shape, dtype, problem.seed)
+    sampler = sw.ArraySampler(array, **problem.options)
+    if not len(sampler):
+        return
+    in_blocks = sw.Aggregator(sampler, np.empty_like(array), weights=weights, block_size=3)
+    in_place = sw.Aggregator(sampler, weights=weights, block_size=5)
+    expected = put_back(sampler, in_blocks, seed=problem.seed)
+    assert np.array_equal(put_back(sampler, in_place, seed=problem.seed), expected, equal_nan=True)
+
+
 def test_an_output_that_does_not_fit_is_refused(tmp_path):
     sampler = sw.ArraySampler(np.zeros((8, 8)), (4, 4))
     with pytest.raises(ConfigError, match=r"end in one of \.npy"):

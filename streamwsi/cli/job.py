@@ -254,9 +254,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: Annotated[_AtLeastOne | None, About("Windows in a batch, at most. Default: the collector's.", example=32)] = (
         None
     )
-    loaders: Annotated[_AtLeastOne | None, About("Loader processes. Default: one for every eight processors.", example=1)] = (
-        None
-    )
+    loaders: Annotated[_AtLeastOne | None, About("Loader processes. Default: one for every four processors.", example=1)] = None
     threads: Annotated[
         _AtLeastOne | None, About("Decode threads of each loader. Default: the processors, shared among loaders.", example=8)
     ] = None

@@ -72,7 +72,7 @@ class Pipeline:
         once and goes to all of them; each has processes, and files, of its own, in a folder of its name in the writer's
         folder, which are those of a run of that collector alone.
     collectors, loaders, writers
-        How many processes of each. `collectors` is by default one for each device, or one; `loaders` one for every eight
+        How many processes of each. `collectors` is by default one for each device, or one; `loaders` one for every four
         processors, for more threads than that wait for each other in Python's interpreter. Each of several collectors has
         `writers` writers.
     devices

@@ -126,7 +126,7 @@ def stream(
         A slide that cannot be opened, or of which something cannot be read: ``"raise"`` SlideError when its turn comes, or
         ``"skip"`` what is left of it, with a warning.
     loaders, threads
-        Processes that read, and decode threads of each; by default a thread for each processor, and a process for every eight.
+        Processes that read, and decode threads of each; by default a thread for each processor, and a process for every four.
     chunk_px
         Pixels of a big chunk, about.
     chunks_ahead

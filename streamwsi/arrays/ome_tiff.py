@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ def write_ome_tiff(
     mpp: float | tuple[float, float] | None = None,
     channels: Sequence[str] | None = None,
     block_px: int = 512,
+    uuid: UUID | None = None,
 ) -> Path:
     """Write a picture as a tiled OME-TIFF with a pyramid, laid out as the specification, and so QuPath, want it.
 
@@ -63,6 +65,8 @@ def write_ome_tiff(
         As for :func:`write_ome_zarr`.
     block_px
         Side of a tile, a multiple of 16. The last level is not larger.
+    uuid
+        What the file calls itself, where the same picture is to be the same file to the last byte; None: a new one.
 
     Each level is half of the one before, rounded up: means of 2 × 2 pixels, NaN left out of them. Three channels of uint8 are
     red, green and blue, which OpenSlide reads too (the finest level); others are a page each. Compression is Deflate, lossless.
@@ -100,7 +104,7 @@ def write_ome_tiff(
                 else:
                     tiles = _passing_tiles(picture, spools.get(number + 1))
                 # not the generator itself, which would be closed: whether there is a block too many is seen behind its last
-                file.write(itertools.chain(tiles), **_options(picture, number, size, len(sizes), resolution, named))
+                file.write(itertools.chain(tiles), **_options(picture, number, size, len(sizes), resolution, named, uuid))
                 next(tiles, None)
         partial.rename(target)
     except BaseException:
@@ -138,6 +142,7 @@ def _options(
     levels: int,
     mpp: tuple[float, float] | None,
     named: list[str] | None,
+    uuid: UUID | None,
 ) -> dict[str, Any]:
     """What tifffile is told of a level."""
     planes = picture.channels if picture.channels > 1 and not picture.is_rgb else 0
@@ -157,6 +162,8 @@ def _options(
     metadata: dict[str, Any] = {"axes": "YXS" if picture.is_rgb else "CYX" if planes else "YX"}
     if mpp is not None:
         metadata |= {"PhysicalSizeX": mpp[0], "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp[1], "PhysicalSizeYUnit": "µm"}
+    if uuid is not None:
+        metadata["UUID"] = uuid.urn
     if named is not None and not picture.is_rgb:
         metadata["Channel"] = {"Name": named if planes else named[0]}
     return {**options, "subifds": levels - 1, "metadata": metadata, "software": f"streamwsi {__version__}"}

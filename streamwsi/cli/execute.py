@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from streamwsi.addresses import is_zarr
-from streamwsi.cli.job import OF_IMAGES, Job, anchored, default_of
+from streamwsi.cli.job import MAP_FORMATS, OF_IMAGES, OF_MAPS, Job, anchored, default_of
 from streamwsi.cli.job_file import written
 from streamwsi.cli.summary import summary
 from streamwsi.errors import ConfigError, DiskError, OutputError, StreamwsiError
@@ -180,8 +180,11 @@ def _paired(job: Job) -> dict[str, Any]:
 
 def _writer(job: Job) -> StreamWriter:
     from streamwsi.images.encoding import FORMATS
-    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter, ImageStreamWriter
+    from streamwsi.writing.stream_writer import CSVStreamWriter, HDF5StreamWriter, ImageStreamWriter, MapStreamWriter
 
+    for name in OF_MAPS:
+        if job.format not in MAP_FORMATS and getattr(job, name) != default_of(Job, name):
+            raise ConfigError(f"{name} goes with maps, format {', '.join(MAP_FORMATS)}; got format {job.format}")
     if job.format in FORMATS:
         if job.one_file:
             raise ConfigError(f"one_file goes with h5 and csv: images, {job.format} here, lie in a folder for each patient")
@@ -199,6 +202,19 @@ def _writer(job: Job) -> StreamWriter:
     for name in OF_IMAGES:
         if getattr(job, name) != default_of(Job, name):
             raise ConfigError(f"{name} goes with images, format {', '.join(FORMATS)}; got format {job.format}")
+    if job.format in MAP_FORMATS:
+        if job.one_file:
+            raise ConfigError(f"one_file goes with h5 and csv: maps, {job.format} here, lie in a folder for each patient")
+        return MapStreamWriter(
+            job.out,
+            output=MAP_FORMATS[job.format],
+            weights=job.weights,
+            dtype=job.map_dtype,
+            fill_value=job.fill_value,
+            reduction=job.reduction,
+            publish_partial=job.publish_partial,
+            journal_dir=job.journal_dir,
+        )
     kind = CSVStreamWriter if job.format == "csv" else HDF5StreamWriter
     return kind(job.out, one_file=job.one_file, publish_partial=job.publish_partial, journal_dir=job.journal_dir)
 

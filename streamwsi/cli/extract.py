@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from streamwsi.cli.job import OF_MAPS
 from streamwsi.cli.options import job_from_options, job_options
 from streamwsi.images.encoding import FORMATS
 
@@ -24,7 +25,7 @@ _OTHERWISE = {
 
 
 @click.command()
-@partial(job_options, without=("one_file",), changed=_OTHERWISE)
+@partial(job_options, without=("one_file", *OF_MAPS), changed=_OTHERWISE)
 @click.option("--overwrite", is_flag=True, help="Remove what an earlier run left in the folder, and start afresh.")
 @click.option("--quiet", is_flag=True, help="Show nothing while running.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -24,6 +24,7 @@ from streamwsi.config import CHUNK_PX, TILE_CACHE_BYTES, Durability, OnBadRegion
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
 from streamwsi.images.options import NAME
+from streamwsi.map_options import MapOutput
 
 _Fields = TypeVar("_Fields", bound=msgspec.Struct)
 _Pixels = Annotated[int, Meta(ge=1)]
@@ -36,6 +37,10 @@ _NotNegative = Annotated[float, Meta(ge=0)]
 
 OF_IMAGES = ("quality", "image_name", "by_label", "comment", "shards")
 """Fields that go with the formats of images."""
+OF_MAPS = ("weights", "reduction", "map_dtype", "fill_value")
+"""Fields that go with the formats of maps."""
+MAP_FORMATS: dict[str, MapOutput] = {"ome-zarr": "zarr", "ome-tiff": "tiff", "map-h5": "hdf5"}
+"""What the formats of maps are called elsewhere."""
 COMMAND_LINE_ONLY = ("overwrite", "quiet", "json")
 """Options that say how a command behaves this time; a job file that held them would overwrite what it is to go on with."""
 
@@ -209,9 +214,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}
 
     format: Annotated[
-        Literal["h5", "hdf5", "csv", "png", "jpeg", "webp"],
-        About("Of the patients' files; png, jpeg and webp: of the images in a folder for each patient."),
+        Literal["h5", "hdf5", "csv", "png", "jpeg", "webp", "ome-zarr", "ome-tiff", "map-h5"],
+        About(
+            "Of the patients' files; png, jpeg and webp: of the images in a folder for each patient; ome-zarr, ome-tiff and "
+            "map-h5: of the maps that images of windows are blended to."
+        ),
     ] = "h5"
+    weights: Annotated[
+        Literal["mean", "gaussian", "distance"], About("Of a window's pixels where images overlap on a map.")
+    ] = "mean"
+    reduction: Annotated[_AtLeastOne, About("Pixels of a window, along each axis, to a pixel of its image on a map.")] = 1
+    map_dtype: Annotated[
+        Literal["uint8", "uint16", "float32"] | None, About("Of maps. Default: that of the images.", example="float32")
+    ] = None
+    fill_value: Annotated[float | None, About("Of maps, where no window is. Default: NaN, or 0 of integers.", example=0.0)] = (
+        None
+    )
     quality: Annotated[
         Annotated[int, Meta(ge=1, le=100)] | None,
         About("Of jpeg and webp, from 1 to 100. Default: 90.", example=90),
@@ -320,6 +338,9 @@ def anchored(job: Job, folder: str) -> Job:
     def absolute(path: str) -> str:
         return os.path.join(os.path.abspath(folder), path) if path else path
 
+    def beside(path: str) -> str:  # the slide, or whatever a path is relative to
+        return path if path.startswith("{folder}") else absolute(path)
+
     changed: dict[str, Any] = {}
     for name in path_fields():
         value = getattr(job, name)
@@ -333,7 +354,7 @@ def anchored(job: Job, folder: str) -> Job:
             name: {**table, "collector": _anchored_spec(table["collector"], absolute)} for name, table in job.collectors.items()
         }
     changed["paired"] = {
-        name: absolute(image) if isinstance(image, str) else {**image, "source": absolute(image["source"])}
+        name: beside(image) if isinstance(image, str) else {**image, "source": beside(image["source"])}
         for name, image in job.paired.items()
     }
     return msgspec.structs.replace(job, **changed)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID, uuid5
 
 import h5py
 import numpy as np
@@ -41,6 +42,8 @@ DATASET = "data"
 """In an HDF5 file."""
 _CHUNKS_KNOWN = 256
 """So many chunks' windows are kept: those that a row of blocks touches, mostly."""
+_NAMESPACE = UUID("636d8cf7-929b-4472-8c75-90738f62b0bf")
+"""Of what maps in OME-TIFF call themselves, so that a map that is written again is the same file."""
 _FOLDERS_OWN = ("run.json", "report.json", "job.toml")
 
 
@@ -175,6 +178,7 @@ def _write_zarr(path: Path, blocks: MapBlocks, patient: str) -> None:
 def _write_tiff(path: Path, blocks: MapBlocks, patient: str) -> None:
     from streamwsi.arrays.ome_tiff import write_ome_tiff
 
+    here, of_map = blocks.resolved, (blocks.options.describe(), blocks.spec)
     write_ome_tiff(
         path,
         blocks.block,
@@ -183,6 +187,7 @@ def _write_tiff(path: Path, blocks: MapBlocks, patient: str) -> None:
         mpp=blocks.expected.mpp,
         channels=blocks.spec.columns,
         block_px=blocks.options.block_px,
+        uuid=uuid5(_NAMESPACE, "/".join(map(str, (patient, here.id, here.fingerprint, here.kernel, here.stride, *of_map)))),
     )
 
 

@@ -67,6 +67,26 @@ class Pictures(Mean):
         return [sw.ProcessedPiece(small.window, small.pixels[::2, ::2]) for small in batch if small.window.index % 7 != 3]
 
 
+class Labelled(Mean):
+    """What a label image has where the windows lie, too."""
+
+    columns = ("mean", "labels")
+
+    def process(self, batch: sw.Batch) -> Any:
+        super().process(batch)
+        return np.stack([values.reshape(len(batch), -1).mean(axis=1) for values in (batch.pixels, batch.labels)], axis=1)
+
+
+class Shades(Mean):
+    """Images of a quarter of the size, to be blended to a map."""
+
+    columns = None
+
+    def process(self, batch: sw.Batch) -> Any:
+        super().process(batch)
+        return batch.pixels[:, ::4, ::4]
+
+
 class Few(Mean):
     """Stops each patient after its first windows."""
 

@@ -49,6 +49,8 @@ FIRST, COMMIT, BETWEEN, PUBLICATION, LAST = MOMENTS = (
 PATIENTS = {"anna": ["H&E"], "bert": ["H&E", "second"], "cara": ["H&E"]}
 WINDOWS = 108
 """Of each slide."""
+LABELS = (742, 555)
+"""Rows and columns of each slide's label image: a quarter of its own."""
 _SAMPLED = ("--sampler", "random", "--windows", str(WINDOWS), "--seed", "7", "--max-overlap", "0.5")
 KINDS = {
     "csv": ("Mean", "--format", "csv"),
@@ -58,6 +60,8 @@ KINDS = {
     "collect": ("Table",),
     "stopped": ("Few", "--format", "csv"),
     "images": ("Pictures", "--format", "png"),
+    "maps": ("Shades", "--format", "ome-tiff", "--reduction", "4"),
+    "paired": ("Labelled", "--format", "h5", "--paired", "labels={folder}/{patient} {slide}.npy"),
     "sampled": ("Mean", "--format", "h5", "--kernel-size", "128", *_SAMPLED),
 }
 """The collector and the options of each kind of run."""
@@ -170,6 +174,7 @@ class Scene:
         for patient, slides in PATIENTS.items():
             for slide in slides:
                 path = shutil.copy(BUNDLED, folder / f"{patient} {slide}.svs")
+                np.save(folder / f"{patient} {slide}.npy", np.random.default_rng(len(lines)).integers(0, 9, LABELS, np.uint8))
                 lines.append(f"{patient},{slide},{Path(path).name}")
         self.manifest = folder / "slides.csv"
         self.manifest.write_text("\n".join(lines))

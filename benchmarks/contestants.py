@@ -32,6 +32,8 @@ from benchmarks.measure import Timing, available_cpus
 from benchmarks.slides import BUNDLED, TILE_PX
 
 BATCH_SIZE = 32
+BLOCK_TILES = 128
+"""Tiles of 256 px in a chunk."""
 REGION_WIDTH_PX = 8192
 """Window-by-window readers are given a region so wide, not the slide's whole width: OpenSlide's cache holds its rows of tiles,
 so that overlapping rows are not decoded twice. This favours them."""
@@ -108,6 +110,35 @@ def _decode_when_told(pipe: Connection, tiles: Tiles) -> None:
     pipe.send(None)
     pipe.recv()
     pipe.send(tiles.decode_and_forget())
+
+
+def decode_to_memory(path: Path) -> Timing:
+    """The same by threads, but that each tile has a place of its own, in memory used in turn, and is touched there once.
+
+    That is the least that any pipeline does whose pixels are looked at by another than who decoded them. Each thread fills one
+    block of 128 tiles (what a chunk holds) after the other, of four that it has, and touches it when it is full.
+    """
+    cpus = available_cpus()
+    tiles = Tiles.of(path)
+    with ThreadPoolExecutor(cpus) as pool:
+        gate = threading.Barrier(cpus)
+        list(pool.map(lambda _: gate.wait(), range(cpus)))
+        begun = time.perf_counter()
+        decoded = sum(pool.map(_decode_into_blocks, tiles.shares(cpus)))
+        return Timing(time.perf_counter() - begun, unique_px=decoded * TILE_PX**2)
+
+
+def _decode_into_blocks(tiles: Tiles) -> int:
+    return tiles.decode(iter(_places()).__next__)
+
+
+def _places() -> Iterator[np.ndarray]:
+    """(256, 256, 3) uint8, over and over; what was filled is touched when the last place of a block is gone."""
+    blocks = [np.empty((BLOCK_TILES, TILE_PX, TILE_PX, 3), np.uint8) for _ in range(4)]
+    while True:
+        for block in blocks:
+            yield from block
+            touch(block)
 
 
 # ---- streamwsi

@@ -19,6 +19,7 @@ from benchmarks.contestants import (
     data_loader_over,
     decode_in_processes,
     decode_in_threads,
+    decode_to_memory,
     on_tissue,
     openslide_loop,
     queue_transport,
@@ -67,6 +68,7 @@ def throughput(setting: Setting) -> Outcome:
     contestants: dict[str, Callable[[], Timing]] = {
         "decoder, threads": partial(decode_in_threads, quarter),
         "decoder, processes": partial(decode_in_processes, quarter),
+        "decoder, to memory": partial(decode_to_memory, quarter),
         "streamwsi": partial(stream, [large], 256, 256),
         "streamwsi, reader openslide": partial(stream, [quarter], 256, 256, reader="openslide"),
         "streamwsi, one window": partial(stream, [single], 256, 256),
@@ -78,10 +80,12 @@ def throughput(setting: Setting) -> Outcome:
     taken = setting.race(contestants, large, quarter)
     ours, start = taken["streamwsi"], taken["streamwsi, one window"]
     limit = best(taken["decoder, threads"], taken["decoder, processes"])
-    through_openslide = taken["streamwsi, reader openslide"]
+    through_openslide, to_memory = taken["streamwsi, reader openslide"], taken["decoder, to memory"]
     rows = [
         Row("1", "256/256: end to end ÷ raw decode limit, unique pixels/s", ratio(ours, limit, mpx_per_s), aim=0.85),
         Row("", "  the same without a run's start and end", ratio(without(ours, start), limit, mpx_per_s)),
+        Row("", "  decoding to memory, touched there once ÷ raw decode limit", ratio(to_memory, limit, mpx_per_s)),
+        Row("", "  without start and end ÷ decoding to memory", ratio(without(ours, start), to_memory, mpx_per_s)),
         Row("", "  raw decode limit", Spread.of(timing.mpx_per_s for timing in limit), "Mpx/s"),
         Row("", "  end to end", Spread.of(timing.mpx_per_s for timing in ours), "Mpx/s"),
         Row("", "  start and end: a run over one window", Spread.of(timing.seconds for timing in start), "s"),

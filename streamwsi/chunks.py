@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.dataset import Patient, Slide
-from streamwsi.errors import ChunkError, ConfigError
+from streamwsi.errors import ChunkError, NotPairedError
 from streamwsi.geometry import Int64Array, Window, Windows
 from streamwsi.paired import AnyArray, PairedPixels
 
@@ -56,7 +56,7 @@ class _Paired:
 
     def _paired_with(self, name: str) -> AnyArray:
         if name not in self.paired:
-            raise ConfigError(
+            raise NotPairedError(
                 f"no image called {name!r} is read with the slides: give the loader paired={{{name!r}: Paired(…)}}"
             )
         return self.paired[name]

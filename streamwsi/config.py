@@ -70,8 +70,8 @@ class Defining(msgspec.Struct, frozen=True, kw_only=True):
     """How they are blended and what they become; empty for other formats."""
     paired: dict[str, Any] = {}
     """By name, how images that are read with the slides are read."""
-    transforms: dict[str, str] = {}
-    """By modality, what stands for the functions that change a batch before the collector has it."""
+    transforms: tuple[tuple[str, str], ...] = ()
+    """Modalities, and what stands for the function that changes them before the collector has a batch; in their order."""
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):

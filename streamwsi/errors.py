@@ -38,6 +38,10 @@ class SamplingError(SlideError, ValueError):
     """Windows cannot be placed on a slide as asked: there is no room, or its region cannot be used. The other slides go on."""
 
 
+class NotPairedError(StreamwsiError, AttributeError):
+    """A batch has no image of that name beside its pixels."""
+
+
 class PlanError(StreamwsiError, ValueError):
     """What a sampler gives is no plan: a window twice, or labels that are none."""
 

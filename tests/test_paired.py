@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamwsi.chunks import Batch
-from streamwsi.errors import ConfigError
+from streamwsi.errors import NotPairedError
 from streamwsi.paired import PairedImage, PairedLayout, blank_pixels, n_bytes_together
 
 SCALES = st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.7, 16.0, 33.125])
@@ -128,5 +128,6 @@ def test_several_images_share_a_block_of_memory_and_none_lies_askew() -> None:
 def test_a_batch_says_what_it_was_not_asked_for() -> None:
     batch = Batch(np.zeros((1, 2, 2, 3), np.uint8), None, None, None, paired={"labels": np.ones((1, 2, 2))})  # type: ignore[arg-type]
     assert batch.labels.sum() == 4
-    with pytest.raises(ConfigError, match=r"no image called 'mask' is read with the slides: give the loader paired="):
+    with pytest.raises(NotPairedError, match=r"no image called 'mask' is read with the slides: give the loader paired="):
         _ = batch.mask
+    assert not hasattr(batch, "mask") and hasattr(batch, "labels")

@@ -173,8 +173,8 @@ def _paired(job: Job) -> dict[str, Any]:
     found = {}
     for name, image in job.images.items():
         at = {axis: slice(*place) if isinstance(place, list) else place for axis, place in image.at.items()}
-        offset = None if image.offset is None else tuple(image.offset)
-        found[name] = Paired(**{**msgspec.structs.asdict(image), "at": at, "offset": offset})
+        pairs = {field: tuple(value) for field in ("scale", "offset") if isinstance(value := getattr(image, field), list)}
+        found[name] = Paired(**{**msgspec.structs.asdict(image), "at": at, **pairs})
     return found
 
 

@@ -33,6 +33,9 @@ _Pair = Annotated[list[_Pixels], Meta(min_length=2, max_length=2)]
 _Byte = Annotated[int, Meta(ge=0, le=255)]
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 _Above0 = Annotated[float, Meta(gt=0)]
+_TwoAbove0 = Annotated[list[_Above0], Meta(min_length=2, max_length=2)]
+_TwoNumbers = Annotated[list[float], Meta(min_length=2, max_length=2)]
+_FromTo = Annotated[list[int], Meta(min_length=2, max_length=2)]
 _NotNegative = Annotated[float, Meta(ge=0)]
 
 OF_IMAGES = ("quality", "image_name", "by_label", "comment", "shards")
@@ -82,15 +85,18 @@ class PairedJob(msgspec.Struct, frozen=True, kw_only=True):
     source_axes: Annotated[str | None, About("Letters of its axes, where its file does not say.", example="TCZYX")] = None
     axes: Annotated[str | None, About("Letters of those wanted, in their order.", example="YXC")] = None
     at: Annotated[
-        dict[str, int | list[int]], About("A place along an axis, or from where to where.", example={"T": 0, "Z": 3})
+        dict[str, int | Annotated[list[int], Meta(min_length=2, max_length=2)]],
+        About("A place along an axis, or from where to where.", example={"T": 0, "Z": 3}),
     ] = {}
     level: Annotated[Annotated[int, Meta(ge=0)] | None, About("Of a pyramid, the one to read.", example=0)] = None
-    scale: Annotated[_Above0 | None, About("Level-0 pixels per pixel of it. Default: it covers the slide.", example=16.0)] = (
-        None
-    )
-    offset: Annotated[list[float] | None, About("x and y of its upper left corner, in level-0 pixels.", example=[0.0, 0.0])] = (
-        None
-    )
+    scale: Annotated[
+        _Above0 | _TwoAbove0 | None,
+        About("Level-0 pixels per pixel of it. Default: it covers the slide.", example=16.0),
+    ] = None
+    offset: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | None,
+        About("x and y of its upper left corner, in level-0 pixels.", example=[0.0, 0.0]),
+    ] = None
     outside: Annotated[float, About("The value of what lies beyond it.")] = 0.0
 
 

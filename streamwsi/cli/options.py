@@ -67,7 +67,15 @@ def job_from_options(values: dict[str, Any]) -> Job:
             of_all = [text for text in named.get(name, ()) if not _NAMED.fullmatch(text)]
             if of_all:
                 given[name] = _value(name, of_all[-1])
-    return job_of(given, lambda names: option_name(names[-1]) if names else "the command line")
+    return job_of(given, _where)
+
+
+def _where(names: tuple[str, ...]) -> str:
+    """Where a field stands on the command line."""
+    if not names:
+        return "the command line"
+    table = f" {': '.join(names[1:])}" if names[0] == "paired" else ""  # of an image, which is given as one value
+    return option_name(names[0] if table else names[-1]) + table
 
 
 def _tables(specs: list[tuple[str | None, str]], named: dict[str, Iterable[str]]) -> dict[str, dict[str, Any]]:

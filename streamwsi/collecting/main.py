@@ -189,7 +189,10 @@ class _Collector:
         with self._seat.clock.spending("busy"), self._seat.doing.chunk(work.lease):
             batch = step.batch()
             result = self._processed(work, batch)
-            return _Result(step, batch.windows, result, fetched_later(result))
+            try:
+                return _Result(step, batch.windows, result, fetched_later(result))
+            except Exception as error:  # of the device, which may be that of a batch before
+                raise UserCodeError(self._where(work, batch.windows)) from error
 
     def _processed(self, work: ChunkWork, batch: Batch) -> Any:
         try:

@@ -49,7 +49,7 @@ def as_tensor(
     Raises
     ------
     ValueError
-        The dtype is an integer one other than uint8.
+        The dtype is an integer one other than uint8, or the loader's transforms have made other pixels of them.
     ModuleNotFoundError
         PyTorch is not installed.
 
@@ -69,6 +69,11 @@ def as_tensor(
         ) from error
     if dtype is not None and dtype != torch.uint8 and not dtype.is_floating_point:
         raise ValueError(f"dtype must be None, torch.uint8 or a floating dtype, got {dtype}")
+    if getattr(batch.pixels, "dtype", None) != np.uint8 or batch.pixels.shape[-1] != 3:
+        raise ValueError(
+            f"as_tensor takes pixels as they are read, uint8 (n, height, width, 3); transforms of the loader have made them "
+            f"{batch.pixels.dtype} {tuple(batch.pixels.shape)}: use torch.as_tensor(batch.pixels)"
+        )
     # PyTorch has no arrays that must not be written to
     pixels = torch.from_numpy(np.require(batch.pixels, np.uint8, ("C", "W")))
     pixels = _on_device(pixels, torch.device("cpu" if device is None else device))

@@ -48,7 +48,7 @@ from streamwsi.wire.seat import Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
 if TYPE_CHECKING:
-    from streamwsi.loading.paired import OpenPaired
+    from streamwsi.loading.open_paired import OpenPaired
 
 
 class _OpenSlide(NamedTuple):
@@ -85,7 +85,7 @@ class _OpenSlides:
     def _paired(self, slide: Slide, patient_id: str, reader: SlideReader) -> dict[str, OpenPaired]:
         if not self._choices.paired:
             return {}
-        from streamwsi.loading.paired import open_paired  # others have no use for it, and importing takes time
+        from streamwsi.loading.open_paired import open_paired  # others have no use for it, and importing takes time
 
         return open_paired(self._choices.paired, slide, patient_id, reader.info, self._cache)
 

@@ -1,39 +1,31 @@
-"""Images that are paired with slides, as users describe them, and opened with their slide.
+"""Images that are paired with slides, as users describe them.
 
-In: where they lie, which of their axes are wanted, at whose scale.  Out: readers, and where each lies on its slide.
+In: where they lie, which of their axes are wanted, at whose scale.  Out: the same, checked.  Opens nothing; loaders do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from streamwsi.addresses import AXES, split_address
-from streamwsi.config import one_of
-from streamwsi.dataset import Slide, SlideInfo
-from streamwsi.errors import ConfigError, MaskError, SlideError
-from streamwsi.loading.fingerprint import fingerprint
-from streamwsi.loading.resolution import ChoiceError, source_of
-from streamwsi.paired import PairedImage, PairedResolution
-from streamwsi.regions.mask import pair, scale_to_cover
-from streamwsi.slides.paired import PairedReader
-from streamwsi.slides.tile_cache import TileCache
-from streamwsi.slides.value_level import ValueLevel, WantedAxes
+from streamwsi.addresses import AXES
+from streamwsi.arrays.sources import Source
+from streamwsi.config import at_least, one_of
+from streamwsi.errors import ConfigError
+from streamwsi.loading.resolution import source_of
+from streamwsi.paired import PairedResolution
+from streamwsi.regions.mask import pair
 
-_FIELDS = ("slide", "patient", "stem", "folder")
-_SAMPLES = 8
-"""Of an array that is not NumPy's, so many parts are looked at to recognise it."""
-_SAMPLE_SIDE = 64
+FIELDS = ("slide", "patient", "stem", "folder")
+"""What may stand in braces in a path."""
+FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _RESERVED = ("pixels", "windows", "slide", "slides", "patient", "patients", "margin", "paired", "finest")
-_NEAR = 1 + 1e-6
 
 
 @dataclass(frozen=True)
@@ -96,14 +88,13 @@ class Paired:
     outside: float = 0
 
     def __post_init__(self) -> None:
-        _check_source(self.source)
-        if isinstance(self.source, (str, os.PathLike)) and not os.fspath(self.source).startswith("{folder}"):
-            object.__setattr__(self, "source", os.path.abspath(self.source))
+        object.__setattr__(self, "source", _checked_source(self.source))
         one_of(self.resolution, ("own", "window"), "resolution")
         for name in ("source_axes", "axes"):
             _check_axes(getattr(self, name), name)
         at = {}
-        for axis, place in dict(self.at).items():
+        for axis, given in dict[Any, Any](self.at).items():
+            place = int(given) if isinstance(given, np.integer) else given
             if not isinstance(axis, str) or axis.upper() not in AXES or isinstance(place, bool):
                 raise ConfigError(f"at must say places by letters of {AXES}, got {axis!r}: {place!r}")
             if not isinstance(place, (int, slice)) or (isinstance(place, int) and axis.upper() in "YX"):
@@ -112,20 +103,24 @@ class Paired:
                 )
             at[axis.upper()] = place
         object.__setattr__(self, "at", at)
-        if self.level is not None and (isinstance(self.level, bool) or not isinstance(self.level, int) or self.level < 0):
-            raise ConfigError(f"level must be None or a whole number from 0 on, got {self.level!r}")
+        if self.level is not None:
+            level: Any = self.level
+            object.__setattr__(self, "level", at_least(int(level) if isinstance(level, np.integer) else level, 0, "level"))
         if self.scale is not None and min(pair(self.scale, "scale")) <= 0:
             raise ConfigError(f"scale must be above 0 level-0 pixels per pixel of the image, got {self.scale!r}")
         if self.offset is not None:
             pair(self.offset, "offset")
             if self.scale is None:
                 raise ConfigError("offset= goes with scale=: without it the image is taken to cover the whole slide")
-        if isinstance(self.outside, bool) or not isinstance(self.outside, (int, float)):
+        if isinstance(self.outside, (bool, str)) or not isinstance(self.outside, (int, float, np.number)):
             raise ConfigError(f"outside must be a number, got {self.outside!r}")
+        object.__setattr__(self, "outside", float(self.outside))
 
     def describe(self) -> dict[str, Any]:
         """What of it decides what is read, but for the images, which are recognised by their content."""
-        described: dict[str, Any] = {"resolution": self.resolution, "outside": self.outside}
+        # NaN is no number in a file, and not equal to itself
+        outside = self.outside if math.isfinite(self.outside) else str(self.outside)
+        described: dict[str, Any] = {"resolution": self.resolution, "outside": outside}
         for name in ("source_axes", "axes", "level"):
             if getattr(self, name) is not None:
                 described[name] = getattr(self, name)
@@ -142,115 +137,45 @@ class Paired:
 def checked_paired(paired: Mapping[str, Any] | None) -> dict[str, Paired]:
     """Paired images by name. Raises ConfigError for what cannot be one."""
     found = {}
-    for name, value in dict(paired or {}).items():
+    if paired is not None and not isinstance(paired, Mapping):
+        raise ConfigError(f"paired must be a dict of images by name, as {{'labels': …}}, got {type(paired).__name__}")
+    for name, value in (paired or {}).items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name) or name in _RESERVED:
             raise ConfigError(f"a paired image must be called by a name like 'labels', and none of {_RESERVED}, got {name!r}")
         found[name] = value if isinstance(value, Paired) else Paired(value)
     return found
 
 
-class OpenPaired:
-    """One paired image of an open slide."""
-
-    def __init__(self, name: str, paired: Paired, slide: Slide, patient_id: str, info: SlideInfo, cache: TileCache) -> None:
-        """Raises SlideError where it is missing, cannot be opened or does not fit the slide; ChoiceError when the user's
-        function raises anything else.
-        """
-        self._name, self._paired = name, paired
-        try:
-            self._source = _source_of(paired, slide, patient_id, info)
-            self.reader = PairedReader(
-                self._source, paired.source_axes, WantedAxes(paired.axes, paired.at), paired.outside, cache
-            )
-            self._scale = self._placed(info)
-            if paired.level is not None and paired.level >= len(self.reader.levels):
-                raise SlideError(f"it has no level {paired.level}: it has levels 0 to {len(self.reader.levels) - 1}")
-            _check_outside(paired.outside, self.reader.levels[0].dtype)
-        except (SlideError, ConfigError) as error:
-            raise SlideError(f"{name} of {slide.path}: {error}") from error
-
-    def image(self, downsample: float) -> PairedImage:
-        """What is read of it, where `downsample` level-0 pixels are one of what is read of the slide."""
-        number = self._level(downsample)
-        level = self.reader.levels[number]
-        x, y = (side * self.reader.downsamples[number] for side in self._scale)
-        offset = pair(self._paired.offset or (0, 0), "offset")
-        try:
-            content = _content(self._source, self.reader.levels[0])
-        except OSError as error:
-            raise SlideError(f"{self._name}: {self._source} cannot be read: {error}") from error
-        return PairedImage(
-            name=self._name,
-            dtype=level.dtype.str,
-            axes=level.axes,
-            shape=level.shape,
-            scale=(x, y),
-            offset=offset,
-            level=number,
-            resolution=self._paired.resolution,
-            fingerprint=content,
-        )
-
-    def _level(self, downsample: float) -> int:
-        if self._paired.level is not None:
-            return self._paired.level
-        if self._paired.resolution == "own":
-            return 0
-        fine = [
-            number for number, shrunk in enumerate(self.reader.downsamples) if max(self._scale) * shrunk <= downsample * _NEAR
-        ]
-        return max(fine, default=0)
-
-    def _placed(self, info: SlideInfo) -> tuple[float, float]:
-        if self._paired.scale is not None:
-            return pair(self._paired.scale, "scale")
-        extent = self.reader.levels[0].extent
-        if extent in info.level_dimensions:
-            shrunk = info.level_downsamples[info.level_dimensions.index(extent)]
-            return shrunk, shrunk
-        try:
-            scale = scale_to_cover(extent[::-1], info.dimensions, "paired image")
-        except MaskError as error:
-            raise SlideError(str(error)) from error
-        whole = _whole_scale(extent, info.dimensions)
-        return scale if whole is None else (whole, whole)
-
-
-def _whole_scale(extent: tuple[int, int], dimensions: tuple[int, int]) -> float | None:
-    """The whole number by which a slide was shrunk to `extent`, its sides rounded up or down; None where there is not one."""
-    least = max(side / (small + 1) for side, small in zip(dimensions, extent, strict=True))
-    most = min(side / (small - 1) if small > 1 else math.inf for side, small in zip(dimensions, extent, strict=True))
-    first = math.floor(least) + 1
-    return float(first) if first < most <= first + 1 else None
-
-
-def open_paired(
-    paired: Mapping[str, Paired], slide: Slide, patient_id: str, info: SlideInfo, cache: TileCache
-) -> dict[str, OpenPaired]:
-    """All paired images of an open slide. Raises SlideError and ChoiceError as :class:`OpenPaired` does."""
-    return {name: OpenPaired(name, each, slide, patient_id, info, cache) for name, each in paired.items()}
-
-
-def _check_source(source: Any) -> None:
+def _checked_source(source: Any) -> Any:
+    """A source that may be one: paths absolute, arrays as they go to another process."""
     if isinstance(source, (str, os.PathLike)):
-        try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(os.fspath(source)) if name is not None}
-        except ValueError as error:
-            raise ConfigError(f"{os.fspath(source)!r} is no pattern: {error}") from error
-        unknown = fields - set(_FIELDS)
+        path = os.fspath(source)
+        unknown = [name for name in FIELD.findall(path) if name not in FIELDS]
         if unknown:
-            raise ConfigError(f"{os.fspath(source)!r}: there is no {{{min(unknown)}}}, only {{{'}, {'.join(_FIELDS)}}}")
-    elif isinstance(source, Mapping):
+            raise ConfigError(f"{path!r}: there is no {{{unknown[0]}}}, only {_fields()}")
+        return path if path.startswith("{folder}") else os.path.abspath(path)
+    if isinstance(source, Mapping):
         if not source:
             raise ConfigError("a paired image's mapping holds no slide")
-        for value in source.values():
-            if not isinstance(value, (str, os.PathLike)) and not hasattr(value, "shape"):
-                raise ConfigError(f"a paired image must be paths or arrays by slide, got a {type(value).__name__}")
-    elif not callable(source):
-        raise ConfigError(
-            f"a paired image must be a path with fields ({{{'}, {'.join(_FIELDS)}}}), a mapping from slides to paths or "
-            f"arrays, or a function of the slide, got {type(source).__name__}"
-        )
+        return {key: _of_one_slide(value) for key, value in source.items()}
+    if callable(source):
+        return source
+    raise ConfigError(
+        f"a paired image must be a path with fields ({_fields()}), a mapping from slides to paths or arrays, or a function of "
+        f"the slide, got {type(source).__name__}"
+    )
+
+
+def _of_one_slide(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        return os.path.abspath(value)
+    if isinstance(value, Source) or hasattr(value, "shape"):
+        return value if isinstance(value, Source) else Source(value)  # memory maps and HDF5 datasets travel as where they lie
+    raise ConfigError(f"a paired image must be paths or arrays by slide, got a {type(value).__name__}")
+
+
+def _fields() -> str:
+    return ", ".join(f"{{{name}}}" for name in FIELDS)
 
 
 def _check_axes(axes: Any, name: str) -> None:
@@ -259,53 +184,3 @@ def _check_axes(axes: Any, name: str) -> None:
     letters = axes.upper() if isinstance(axes, str) else ""
     if len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters) <= set(AXES):
         raise ConfigError(f"{name} must be letters of {AXES}, each once, Y and X among them, got {axes!r}")
-
-
-def _check_outside(outside: float, dtype: np.dtype[Any]) -> None:
-    """Raise ConfigError where the image's type has no such value."""
-    if dtype.kind in "iu" and (outside != int(outside) or not np.iinfo(dtype).min <= outside <= np.iinfo(dtype).max):
-        raise ConfigError(f"its values are {dtype}, which has no {outside} for outside=")
-    if dtype.kind not in "biuf":
-        raise ConfigError(f"its values must be numbers, got {dtype}")
-
-
-def _source_of(paired: Paired, slide: Slide, patient_id: str, info: SlideInfo) -> Any:
-    """The path or the array of a slide."""
-    source: Any = paired.source
-    if isinstance(source, Mapping):
-        keys = [key for key in ((patient_id, slide.id), slide.id) if key in source]
-        if not keys:
-            raise SlideError(f"there is none for {slide.id!r} or {(patient_id, slide.id)!r} in the mapping")
-        source = source[keys[0]]
-    elif callable(source):
-        try:
-            source = source(Slide(slide.path, slide.id, info))
-        except SlideError:
-            raise
-        except Exception as error:
-            raise ChoiceError(f"the function that gives a paired image raised for slide {slide.id!r}") from error
-        if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "shape"):
-            raise ChoiceError(
-                f"the function that gives a paired image gave a {type(source).__name__} for slide {slide.id!r}: "
-                "a path or an array is wanted"
-            )
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    file, _ = split_address(slide.path)
-    return os.fspath(source).format(slide=slide.id, patient=patient_id, stem=file.stem, folder=os.fspath(file.parent))
-
-
-def _content(source: Any, level: ValueLevel) -> str:
-    """What an image is recognised by."""
-    if isinstance(source, (str, os.PathLike)):
-        return fingerprint(source)
-    whole = hashlib.blake2b(f"{level.axes} {level.shape} {level.dtype}".encode(), digest_size=16)
-    if isinstance(source, np.ndarray):
-        whole.update(np.ascontiguousarray(source).tobytes())
-    else:
-        width, height = level.extent
-        for number in range(_SAMPLES):
-            left, top = (max(side - _SAMPLE_SIDE, 0) * number // (_SAMPLES - 1) for side in (width, height))
-            right, bottom = min(left + _SAMPLE_SIDE, width), min(top + _SAMPLE_SIDE, height)
-            whole.update(level.read((left, top, right, bottom)).tobytes())
-    return whole.hexdigest()

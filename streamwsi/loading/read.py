@@ -101,8 +101,9 @@ def _read_each(reader: SlideReader, resolved: ResolvedSlide, chunk: BigChunk, pa
             # not straight into its place, which it may share with others: what a read that fails leaves there is anything
             pixels = np.empty_like(target, order="C")
             _read_windows(reader, resolved, chunk.windows.take(slice(row, row + 1)), [pixels], (0, 0, 0, 0))
-            for name, image in chunk.paired.items():
-                paired[name].read(image, [row])
+            images = {name: paired[name].read_row(image, row) for name, image in chunk.paired.items()}
             target[...] = pixels
+            for name, values in images.items():
+                chunk.paired[name].of(row)[...] = values
         except RegionError:
             chunk.skipped[row] = True

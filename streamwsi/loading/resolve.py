@@ -26,7 +26,8 @@ from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
 
 if TYPE_CHECKING:
-    from streamwsi.loading.paired import OpenPaired, Paired
+    from streamwsi.loading.open_paired import OpenPaired
+    from streamwsi.loading.paired import Paired
 
 
 @dataclass(frozen=True)

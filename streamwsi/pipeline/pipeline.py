@@ -319,7 +319,7 @@ class Pipeline:
             images={} if part.output.images is None else msgspec.to_builtins(part.output.images),
             maps={} if part.output.maps is None else part.output.maps.describe(),
             paired={name: image.describe() for name, image in loader.paired.items()},
-            transforms={" ".join(names): source_of(function) for names, function in loader.transforms.items()},
+            transforms=tuple((" ".join(names), source_of(function)) for names, function in loader.transforms.items()),
             **loader.resolution.describe(),
         )
 

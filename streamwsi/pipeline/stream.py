@@ -29,7 +29,7 @@ from streamwsi.config import (
 )
 from streamwsi.dataset import Patient
 from streamwsi.errors import CollectorError, ConfigError, RunError, SlideError, StreamwsiError, WorkerDied
-from streamwsi.loading.transforms import transformed
+from streamwsi.loading.transforms import TransformError, transformed
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.decisions import DEATHS_OF_POISON, CloseSlide, Read, Resolve, SlideKey
 from streamwsi.pipeline.processes import Worker, describe_exit
@@ -362,7 +362,12 @@ class Pass(Iterator["Batch | MixedBatch"]):
             self._finish()
             raise StopIteration
         self._tally.windows += len(batch)
-        return transformed(batch, self._transforms)
+        try:
+            return transformed(batch, self._transforms)
+        except TransformError as error:
+            self.close()
+            slides = ", ".join(sorted({slide.id for slide in batch.slides}))
+            raise CollectorError(f"{error}; windows {batch.windows.index.tolist()} of {slides}") from error.__cause__
 
     def close(self) -> None:
         """End the pass and its processes; what the user holds stays. May be done twice."""

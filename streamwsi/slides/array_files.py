@@ -34,11 +34,6 @@ class Level(Protocol):
         """How long each of the array's axes is."""
         ...
 
-    @property
-    def extent(self) -> tuple[int, int]:
-        """(width, height)."""
-        ...
-
 
 AnyLevel = TypeVar("AnyLevel", bound=Level)
 MakeLevel = Callable[[Any, Sequence[str], Mapping[str, int], str], AnyLevel]
@@ -53,6 +48,8 @@ class Opened(Generic[AnyLevel]):
     downsamples: tuple[float, ...]
     mpp: tuple[float, float] | None
     vendor: str
+    close: Callable[[], None] | None = None
+    """Closes what is not closed with the last reference to a level."""
 
 
 def open_arrays(address: ArrayAddress, make: MakeLevel[AnyLevel]) -> Opened[AnyLevel]:
@@ -166,7 +163,7 @@ def _pyramid(address: ArrayAddress, group: Any, multiscale: Multiscale, make: Ma
         }
         levels.append(make(array, multiscale.axes, here, name))
     _check_sizes(address, levels)
-    extents = [level.extent for level in levels]
+    extents = [_extent(level) for level in levels]
     try:
         downsamples = tuple(multiscale.downsample(number, extents) for number in range(len(levels)))
     except ValueError as error:
@@ -174,9 +171,13 @@ def _pyramid(address: ArrayAddress, group: Any, multiscale: Multiscale, make: Ma
     return Opened(tuple(levels), downsamples, multiscale.mpp(), "ome-zarr")
 
 
+def _extent(level: Level) -> tuple[int, int]:
+    return level.sizes["x"], level.sizes["y"]
+
+
 def _check_sizes(address: ArrayAddress, levels: Sequence[Level]) -> None:
     for finer, coarser in pairwise(levels):
-        shrinks = all(mine >= its for mine, its in zip(finer.extent, coarser.extent, strict=True))
+        shrinks = all(mine >= its for mine, its in zip(_extent(finer), _extent(coarser), strict=True))
         if not shrinks or finer.sizes.get("c") != coarser.sizes.get("c"):
             raise SlideError(
                 f"{address.file}: its levels do not become smaller, or differ in their channels: "
@@ -213,7 +214,7 @@ def _usual_axes(shape: Sequence[int], at: Mapping[str, int], name: str) -> tuple
             return ("y", "x", "c") if last else ("c", "y", "x")
     raise SlideError(
         f"{name} has shape {tuple(shape)}, and which axis is which is not known: say it, as by ::axes=YXC, or by "
-        "::axes=TCZYX::t=0::z=3"
+        "::axes=TCZYX::t=0::z=3 (of a paired image, as source_axes=)"
     )
 
 

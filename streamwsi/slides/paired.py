@@ -6,6 +6,7 @@ all the windows that are read together.  Knows nothing of where it lies on a sli
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -19,15 +20,13 @@ from streamwsi.arrays.sources import AnyArray, as_numpy
 from streamwsi.arrays.zarr_library import needed_zarr
 from streamwsi.errors import RegionError, SlideError, StreamwsiError
 from streamwsi.geometry import Int64Array
-from streamwsi.paired import PairedPixels
+from streamwsi.paired import PairedLayout, PairedPixels
 from streamwsi.slides.array_files import Opened, open_arrays, single
 from streamwsi.slides.reader import Rectangle
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tiles import place_of
 from streamwsi.slides.value_level import ValueLevel, WantedAxes
 
-_LARGEST_PX = 1 << 28
-"""Of a picture that cannot be read in parts."""
 _TIFFS = (".tif", ".tiff")
 
 
@@ -52,7 +51,7 @@ class PairedReader:
         cache: TileCache,
     ) -> None:
         """`source` is a path, or anything array-like. Raises SlideError where it cannot be opened or has not such axes."""
-        make = partial(_value_level, wanted)
+        make = _Maker(wanted)
         self._name = (
             os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"the {type(source).__name__} given for it"
         )
@@ -62,33 +61,44 @@ class PairedReader:
             address = ArrayAddress(Path(self._name), axes=source_axes and check_axes(source_axes, self._name))
             opened = single(address, source if hasattr(source, "dtype") else as_numpy(source), "array", make)
         self.levels, self.downsamples = opened.levels, opened.downsamples
-        if any(isinstance(wanted.at.get(axis), slice) for axis in "YXyx"):  # which is said in the finest level's pixels
+        if wanted.is_cut:  # which is said in the finest level's pixels
             self.levels, self.downsamples = self.levels[:1], self.downsamples[:1]
+        self._close = opened.close
         self._outside = outside
         self._cache, self._owner = cache, cache.new_owner()
 
-    def read(self, pixels: PairedPixels, rows: Sequence[int] | None = None) -> None:
-        """Read what goes with windows into its place: with all of them, or with those in `rows`.
-
-        Raises RegionError where something cannot be read.
-        """
+    def read(self, pixels: PairedPixels) -> None:
+        """Read what goes with windows into its place. Raises RegionError where something cannot be read."""
         layout = pixels.layout
-        level = self.levels[layout.image.level]
-        y, x = (layout.image.axes.index(axis) for axis in "YX")
-        parts = []
-        if rows is None and layout.origin is not None:
-            width, height = layout.region_size
-            columns, lines = layout.columns_and_rows(*layout.origin, width, height)
-            parts.append(_Part(columns, lines, np.moveaxis(pixels.values, (y, x), (0, 1))))
+        if layout.origin is not None:
+            self._read_parts(layout, [((*layout.origin, *layout.region_size), pixels.values)])
         else:
-            for row in range(len(layout.starts)) if rows is None else rows:
-                columns, lines = layout.columns_and_rows(*layout.starts[row].tolist(), *layout.sizes[row].tolist())
-                parts.append(_Part(columns, lines, np.moveaxis(pixels.of(row), (y, x), (0, 1))))
-        self._read(level, layout.image.level, [inside for part in parts if (inside := self._inside(level, part)) is not None])
+            places = np.concatenate([layout.starts, layout.sizes], axis=1).tolist()
+            self._read_parts(layout, [(place, pixels.of(row)) for row, place in enumerate(places)])
+
+    def read_row(self, pixels: PairedPixels, row: int) -> AnyArray:
+        """What goes with one window, by itself. Raises RegionError where something cannot be read."""
+        layout, values = pixels.layout, np.empty_like(pixels.of(row), order="C")
+        self._read_parts(layout, [([*layout.starts[row].tolist(), *layout.sizes[row].tolist()], values)])
+        return values
+
+    def _read_parts(self, layout: PairedLayout, places: Sequence[tuple[Sequence[int], AnyArray]]) -> None:
+        """Read what lies at places, (x, y, width, height), into arrays along the image's axes."""
+        level = self.levels[layout.image.level]
+        axes = [layout.image.axes.index(axis) for axis in "YX"]
+        parts = []
+        for (x, y, width, height), out in places:
+            columns, rows = layout.columns_and_rows(x, y, width, height)
+            inside = self._inside(level, _Part(columns, rows, np.moveaxis(out, axes, (0, 1))))
+            if inside is not None:
+                parts.append(inside)
+        self._read(level, layout.image.level, parts)
 
     def close(self) -> None:
-        """Let go of what is kept of it."""
+        """Let go of the file, and of what is kept of it."""
         self._cache.forget(self._owner)
+        if self._close is not None:
+            self._close()
 
     def _inside(self, level: ValueLevel, part: _Part) -> _Part | None:
         """What of a part lies in the image; None where nothing does. The rest gets the value of what lies outside."""
@@ -144,8 +154,15 @@ class PairedReader:
             part.out[...] = plane[rows[:, None], columns]
 
 
-def _value_level(wanted: WantedAxes, array: Any, axes: Sequence[str], at: Any, name: str) -> ValueLevel:
-    return ValueLevel(array, axes, at, name, wanted)
+class _Maker:
+    """Makes levels of arrays, the finest first: of coarser ones the whole plane, where a part of the finest is wanted."""
+
+    def __init__(self, wanted: WantedAxes) -> None:
+        self._wanted = wanted
+
+    def __call__(self, array: Any, axes: Sequence[str], at: Any, name: str) -> ValueLevel:
+        wanted, self._wanted = self._wanted, self._wanted.without_cut()
+        return ValueLevel(array, axes, at, name, wanted)
 
 
 def _cut(along: Int64Array, size: int) -> list[tuple[int, slice]]:
@@ -183,11 +200,12 @@ def _open(path: str | os.PathLike[str], source_axes: str | None, make: Any) -> O
 def _open_picture(file: Path, source_axes: str | None, make: Any) -> Opened[ValueLevel]:
     from PIL import Image
 
-    with Image.open(file) as picture:
-        if picture.width * picture.height > _LARGEST_PX:
-            raise SlideError(f"{file} is {picture.width} × {picture.height} pixels, more than {_LARGEST_PX}")
-        # a palette's numbers are the values; its colours are for the eye
-        values = np.asarray(picture)
+    try:
+        with Image.open(file) as picture:
+            # a palette's numbers are the values; its colours are for the eye
+            values = np.asarray(picture)
+    except Image.DecompressionBombError as error:
+        raise SlideError(f"{file} is read whole, and too large for that: write it as Zarr or as a tiled TIFF") from error
     axes = source_axes and check_axes(source_axes, str(file))
     return single(ArrayAddress(file, axes=axes or ("YX" if values.ndim == 2 else "YXC")), values, "picture", make)
 
@@ -197,11 +215,15 @@ def _open_tiff(file: Path, source_axes: str | None, make: Any) -> Opened[ValueLe
 
     zarr = needed_zarr(f"reading {file}")
     opened = tifffile.TiffFile(file)
-    series = opened.series[0]
-    levels = []
-    for number, level in enumerate(series.levels):
-        axes = (source_axes and check_axes(source_axes, str(file))) or level.axes.replace("S", "C")
-        array = zarr.open(series.aszarr(level=number), mode="r")
-        levels.append(make(array, tuple(axes.lower()), {}, f"{file}, level {number}"))
-    widths = [level.extent[0] for level in levels]
-    return Opened(tuple(levels), tuple(widths[0] / width for width in widths), None, "tiff")
+    try:
+        series = opened.series[0]
+        levels = []
+        for number, level in enumerate(series.levels):
+            axes = (source_axes and check_axes(source_axes, str(file))) or level.axes.replace("S", "C")
+            array = zarr.open(series.aszarr(level=number), mode="r")
+            levels.append(make(array, tuple(axes.lower()), {}, f"{file}, level {number}"))
+    except BaseException:
+        opened.close()
+        raise
+    sizes = [math.prod(level.extent) for level in levels]
+    return Opened(tuple(levels), tuple(math.sqrt(sizes[0] / size) for size in sizes), None, "tiff", opened.close)

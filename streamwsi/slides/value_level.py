@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamwsi.addresses import AXES
 from streamwsi.arrays.sources import AnyArray, Source
 from streamwsi.errors import SlideError
 from streamwsi.slides.reader import Rectangle
@@ -30,6 +31,15 @@ class WantedAxes:
     """A letter for each, in the order wanted; None: all of which no single place is chosen, in the array's order."""
     at: Mapping[str, int | slice] = field(default_factory=dict)
     """By letter, a place along an axis that is not wanted, or the part of one that is."""
+
+    @property
+    def is_cut(self) -> bool:
+        """A part of the plane is wanted."""
+        return any(axis in self.at for axis in "YX")
+
+    def without_cut(self) -> WantedAxes:
+        """The same of the whole plane."""
+        return WantedAxes(self.axes, {axis: place for axis, place in self.at.items() if axis not in "YX"})
 
 
 class ValueLevel:
@@ -53,7 +63,7 @@ class ValueLevel:
         lengths = {axis: span.stop - span.start for axis, span in self._spans.items()}
         self.shape = tuple(lengths.get(axis, 1) for axis in self.axes)
         """Along them."""
-        self.dtype = self._source.dtype
+        self.dtype = self._source.dtype.newbyteorder("=")
         self.extent = lengths["X"], lengths["Y"]
         """(width, height)."""
         self.tile = self._tile()
@@ -90,9 +100,8 @@ class ValueLevel:
         place = chosen.get(axis)
         if place is None and axis not in self.axes:
             if extent > 1:
-                raise SlideError(
-                    f"{name} has {extent} places along {axis!r}: choose one, as by at={{{axis!r}: 0}}, or want all"
-                )
+                way = f"choose one, as by at={{{axis!r}: 0}}, or want all" if axis in AXES else "say what it is by source_axes="
+                raise SlideError(f"{name} has {extent} places along {axis!r}: {way}")
             place = 0
         if isinstance(place, int):
             if not 0 <= place < extent:

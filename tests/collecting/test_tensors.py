@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def test_other_devices_get_the_bytes_and_convert_them_there(batch: sw.Batch) -> 
     """The device "meta" has shapes and no memory."""
     tensor = sw.as_tensor(batch, torch.device("meta"), dtype=torch.float16)
     assert (tensor.device.type, tensor.dtype, tensor.shape) == ("meta", torch.float16, (4, 3, 40, 32))
+
+
+def test_pixels_that_transforms_have_changed_are_refused(batch: sw.Batch) -> None:
+    for pixels in (batch.pixels / 255, batch.pixels.transpose(0, 3, 1, 2)):
+        with pytest.raises(ValueError, match=r"transforms of the loader have made them .*: use torch.as_tensor"):
+            sw.as_tensor(replace(batch, pixels=pixels), dtype=torch.float32)
 
 
 def test_to_cuda_bytes_go_through_page_locked_memory_without_waiting(batch: sw.Batch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import h5py
 import msgspec
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import pytest
 import streamwsi as sw
 from streamwsi.dataset import SlideInfo
 from streamwsi.errors import ChunkError
-from streamwsi.loading.paired import OpenPaired, checked_paired
+from streamwsi.loading.open_paired import OpenPaired
+from streamwsi.loading.paired import checked_paired
 from streamwsi.loading.read import read_chunk
 from streamwsi.loading.resolution import ChoiceError, Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
@@ -73,7 +75,6 @@ def image(paired: Any, downsample: float = 1.0) -> PairedImage:
     [
         (lambda: sw.Paired(3), "must be a path with fields"),
         (lambda: sw.Paired("labels/{case}.png"), r"there is no \{case\}, only \{slide\}, \{patient\}, \{stem\}, \{folder\}"),
-        (lambda: sw.Paired("labels/{stem.png"), "is no pattern"),
         (lambda: sw.Paired({}), "mapping holds no slide"),
         (lambda: sw.Paired({"a": 3}), "must be paths or arrays by slide, got a int"),
         (lambda: sw.Paired("a", resolution="slide"), "resolution must be"),
@@ -86,6 +87,7 @@ def image(paired: Any, downsample: float = 1.0) -> PairedImage:
         (lambda: sw.Paired("a", scale=0), "scale must be above 0"),
         (lambda: sw.Paired("a", offset=(1, 1)), "offset= goes with scale="),
         (lambda: sw.Paired("a", outside="white"), "outside must be a number"),
+        (lambda: checked_paired(["a"]), "paired must be a dict of images by name"),
         (lambda: checked_paired({"pixels": "a"}), "must be called by a name like 'labels', and none of"),
         (lambda: checked_paired({"two words": "a"}), "must be called by a name"),
         (lambda: checked_transforms({"mask": abs}, ["labels"]), r"must be for one of \('pixels', 'labels'\)"),
@@ -103,7 +105,7 @@ def test_a_description_travels_whole() -> None:
     assert cloudpickle.loads(cloudpickle.dumps(asked)) == asked
     assert asked.describe() == {
         "resolution": "window",
-        "outside": 9,
+        "outside": 9.0,
         "source_axes": "TCZYX",
         "axes": "YXC",
         "level": 1,
@@ -111,18 +113,22 @@ def test_a_description_travels_whole() -> None:
         "offset": [1.0, 2.0],
         "at": {"T": "0", "Z": "slice(2, 3, None)"},
     }
+    assert sw.Paired("a", outside=float("nan")).describe() == sw.Paired("b", outside=np.nan).describe()
+    assert sw.Paired("a", level=np.int64(1), at={"C": np.uint8(2)}, outside=np.float32(1)).at == {"C": 2}
     assert "lambda" in sw.Paired(lambda slide: "a.npy").describe()["callable"]
 
 
 def test_where_an_image_is_found(tmp_path: Path) -> None:
     array = np.zeros((60, 80), np.uint8)
-    for name in ("case.7.npy", "H&E-anna.npy"):
+    for name in ("case.7.npy", "H&E-anna.npy", "odd {1} {name}.npy", "odd {1} case.7.npy"):
         np.save(tmp_path / name, array)
     slide = sw.Slide(tmp_path / "case.7.svs", "H&E")
     for source in (
         str(tmp_path / "{stem}.npy"),
         str(tmp_path / "{slide}-{patient}.npy"),
         "{folder}/{stem}.npy",
+        {"H&E": tmp_path / "odd {1} {name}.npy"},
+        str(tmp_path / "odd {1} {").replace(" {", " {1}", 0) + "stem}.npy",
         {"H&E": tmp_path / "case.7.npy"},
         {("anna", "H&E"): array, "H&E": tmp_path / "not there.npy"},
         lambda slide: slide.path.with_suffix(".npy"),
@@ -148,8 +154,9 @@ def test_an_image_that_does_not_fit_fails_its_slide(source: Any, message: str) -
 
 
 def test_what_lies_outside_must_be_a_value_of_the_type() -> None:
-    with pytest.raises(sw.SlideError, match="uint8, which has no -1 for outside="):
-        image(sw.Paired({"H&E": np.zeros((60, 80), np.uint8)}, outside=-1))
+    for dtype, outside in ((np.uint8, -1), (np.int32, np.nan), (np.int64, np.inf), (bool, 255), (np.float16, 1e6)):
+        with pytest.raises(sw.SlideError, match=rf"{np.dtype(dtype).name}, which has no .* for outside="):
+            image(sw.Paired({"H&E": np.zeros((60, 80), dtype)}, outside=outside))
     assert image(sw.Paired({"H&E": np.zeros((60, 80), np.float32)}, outside=float("nan"))).dtype == "<f4"
 
 
@@ -163,7 +170,7 @@ def test_a_function_that_raises_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(ChoiceError, match="raised for slide 'H&E'") as caught:
         image(sw.Paired(raises))
     assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(ChoiceError, match="gave a list for slide 'H&E': a path or an array is wanted"):
+    with pytest.raises(ChoiceError, match="for slide 'H&E': it gave a list: a path or an array is wanted"):
         image(sw.Paired(lambda slide: [1, 2]))
     with pytest.raises(sw.SlideError, match="not this one"):
         image(sw.Paired(refuses))
@@ -204,6 +211,7 @@ def test_the_level_of_a_pyramid_is_as_fine_as_the_window(tmp_path: Path) -> None
     assert [image(asked, down).level for down in (1.0, 1.9, 2.0, 2.00034, 3.0, 4.0, 50.0)] == [0, 0, 1, 1, 1, 2, 2]
     assert image(asked, 4.0).scale == (4.0, 4.0)
     assert image(sw.Paired(path, level=1), 4.0).scale == (2.0, 2.0)
+    assert image(sw.Paired(path, "window", at={"X": slice(200, 320)}, scale=1), 4.0).shape == (240, 120)
     with pytest.raises(sw.SlideError, match="it has no level 3: it has levels 0 to 2"):
         image(sw.Paired(path, level=3))
 
@@ -259,6 +267,38 @@ def batch(n: int = 3) -> sw.Batch:
     pixels = np.arange(n * 4 * 4 * 3, dtype=np.uint8).reshape(n, 4, 4, 3)
     windows = sw.Windows(*(np.zeros((n, 2), np.int64) if two else np.arange(n) for two in (False, True, True, True)))
     return sw.Batch(pixels, windows, SLIDE, None, paired={"labels": pixels[..., 0]})  # type: ignore[arg-type]
+
+
+def test_arrays_in_files_travel_as_where_they_lie(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((600, 800), np.int32))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = mapped
+    with h5py.File(tmp_path / "a.h5") as file:
+        asked = sw.Paired({"a": mapped, "b": file["x"]})
+        sent = cloudpickle.dumps(asked)
+    assert len(sent) < 2000
+    for source in cloudpickle.loads(sent).source.values():
+        np.testing.assert_array_equal(source.array[...], mapped)
+
+
+def test_a_part_that_cannot_be_read_leaves_its_neighbours_as_they_are(bundled: Path, tmp_path: Path) -> None:
+    """Windows overlap, so that they share the region they are read into; one reaches beyond the image, and is skipped."""
+    with sw.open_slide(bundled) as reader:
+        write_array(tmp_path / "a.zarr", np.full((256, 140), 7, np.uint8), (128, 128))
+        (tmp_path / "a.zarr" / "c" / "0" / "1").write_bytes(b"damaged")
+        options = options_of(64, stride=(40, 40), on_bad_region="skip")
+        slide = sw.Slide(bundled, "s")
+        asked = sw.Paired(str(tmp_path / "a.zarr"), scale=1, outside=255)
+        paired = {"labels": OpenPaired("labels", asked, slide, "p", reader.info, TileCache(1 << 20))}
+        resolved = resolve_slide(reader, (0, 0), "p", slide, Choices(Wanted.of()), options, paired)
+        chunk = read_chunk(reader, resolved, 0, "skip", paired={"labels": paired["labels"].reader})
+    assert chunk.origin is not None and chunk.skipped.any()
+    for row in np.flatnonzero(~chunk.skipped).tolist():
+        window = chunk.windows[row]
+        inside = np.full((64, 64), 255, np.uint8)
+        inside[: max(256 - window.start_y, 0), : max(140 - window.start_x, 0)] = 7
+        np.testing.assert_array_equal(chunk.paired["labels"].of(row), inside)
 
 
 def test_transforms_take_and_give_modalities_one_after_the_other() -> None:

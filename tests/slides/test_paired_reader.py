@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 import tifffile
 from PIL import Image
@@ -116,7 +117,7 @@ def test_the_values_of_a_file_come_as_they_are(tmp_path: Path, write: Callable[[
         ("TCZYX", "YXC", {"T": 0, "Z": 3, "C": slice(1, 3)}, lambda a: a[0, 1:3, 3].transpose(1, 2, 0)),
         ("ZTCYX", "YXT", {"Z": 0, "C": 0}, lambda a: a[0, :, 0].transpose(1, 2, 0)),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 @pytest.mark.parametrize("stored", ["numpy", "zarr"])
 def test_axes_are_named_chosen_and_put_in_order(
@@ -135,6 +136,28 @@ def test_axes_are_named_chosen_and_put_in_order(
         where = [slice(None)] * whole.ndim
         where[y], where[x] = slice(top, top + 19), slice(left, left + 17)
         np.testing.assert_array_equal(pixels.of(row), whole[tuple(where)])
+
+
+def test_values_have_the_byte_order_of_the_machine(tmp_path: Path) -> None:
+    array = values(40, 50).astype(">u2")
+    for source in (array, write_array(tmp_path / "a.zarr", array, (16, 16))):
+        for packed in (True, False):
+            found = pixels_at(opened(source), [(3, 5), (9, 9)], (17, 19), packed)
+            assert found.of(0).dtype == np.dtype(np.uint16).newbyteorder("=") and found.of(0).dtype.isnative
+            np.testing.assert_array_equal(found.of(1), array[9:28, 9:26])
+
+
+def test_files_are_closed_with_the_reader(tmp_path: Path) -> None:
+    path = _tiff(tmp_path, values(150, 130))
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        reader = opened(path)
+        pixels_at(reader, [(0, 0)], (16, 16))
+        reader.close()
+    assert psutil.Process().num_fds() <= before + 1
+    with pytest.raises(SlideError, match="choosing along 'T'"):
+        opened(path, T=0)
+    assert psutil.Process().num_fds() <= before + 1
 
 
 def test_an_axis_that_is_not_there_has_one_place_and_a_part_of_the_plane_is_an_image() -> None:

@@ -9,8 +9,10 @@ import msgspec
 import pytest
 from hypothesis import settings
 
-# most of what a process of a run costs is its start, and part of that are threads for linear algebra, which no test needs
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# most of what a process of a run costs is its start, and part of that are threads for linear algebra, which no test needs;
+# those of PyTorch (OpenMP) wait for each other in loops, where several processes have few cores between them
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 pytest.register_assert_rewrite("tests.helpers", "tests.slides.reader_contract")
 

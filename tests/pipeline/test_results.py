@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -99,37 +100,72 @@ def test_the_command_line_gives_the_same_as_the_api(one_patient: sw.Dataset, bun
     assert (tmp_path / "cli" / "p.csv").read_bytes() == (tmp_path / "api" / "p.csv").read_bytes()
 
 
-def test_files_do_not_depend_on_processes_or_chunk_sizes(three_patients: sw.Dataset, tmp_path: Path) -> None:
-    one = {"loaders": 1, "collectors": 1, "writers": 1}
-    many = {"loaders": 2, "collectors": 3, "writers": 2}
-    variants = [one, many, {**one, "chunk_px": 70_000}, {**many, "chunk_px": 1 << 19}, {**many, "transport": "tcp"}]
-    for fmt in ("csv", "h5"):
-        for number, options in enumerate(variants):
-            report = run(three_patients, tmp_path / f"{fmt}{number}", fmt=fmt, **options)
-            assert [patient.state for patient in report.patients] == ["done"] * 3
-            for patient in three_patients:
-                first, this = (tmp_path / f"{fmt}{n}" / f"{patient.id}.{fmt}" for n in (0, number))
-                if fmt == "csv":
-                    assert first.read_bytes() == this.read_bytes()
-                else:
-                    expected, found = arrays_of(first), arrays_of(this)
-                    assert expected.keys() == found.keys()
-                    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+class Plain(NamedTuple):
+    """A run of one process for each stage: where its files lie, and what it says."""
+
+    folder: Path
+    report: sw.Report
 
 
-def test_a_report_accounts_for_every_window(three_patients: sw.Dataset, tmp_path: Path) -> None:
-    report = run(three_patients, tmp_path)
+@pytest.fixture(scope="module")
+def plain(three_patients: sw.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plain]:
+    """A run of three patients in a format; made once, to compare others with."""
+
+    @functools.cache
+    def of(fmt: str) -> Plain:
+        folder = tmp_path_factory.mktemp(fmt)
+        return Plain(folder, run(three_patients, folder, fmt=fmt, loaders=1, collectors=1, writers=1))
+
+    return of
+
+
+MANY = {"loaders": 2, "collectors": 3, "writers": 2}
+
+
+@pytest.mark.parametrize(
+    ("fmt", "options"),  # each with either format; what is written does not come to know of the other options
+    [
+        ("csv", {"chunk_px": 70_000}),
+        ("csv", {**MANY, "transport": "tcp"}),
+        ("csv", {**MANY, "chunk_px": 1 << 19}),
+        ("h5", {**MANY, "chunk_px": 70_000, "transport": "tcp"}),
+        ("h5", {"chunk_px": 1 << 19}),
+    ],
+)
+def test_files_do_not_depend_on_processes_or_chunk_sizes(
+    three_patients: sw.Dataset, plain: Callable[[str], Plain], tmp_path: Path, fmt: str, options: dict[str, Any]
+) -> None:
+    report = run(three_patients, tmp_path, fmt=fmt, **{"loaders": 1, "collectors": 1, "writers": 1} | options)
+    assert [patient.state for patient in (*plain(fmt).report.patients, *report.patients)] == ["done"] * 6
+    for patient in three_patients:
+        first, this = (folder / f"{patient.id}.{fmt}" for folder in (plain(fmt).folder, tmp_path))
+        if fmt == "csv":
+            assert first.read_bytes() == this.read_bytes()
+        else:
+            expected, found = arrays_of(first), arrays_of(this)
+            assert expected.keys() == found.keys()
+            assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_report_accounts_for_every_window(plain: Callable[[str], Plain]) -> None:
+    folder, report = plain("csv")
     assert report.exit_code == 0 and report.windows == 4 * 108
     slides = [slide for patient in report.patients for slide in patient.slides]
     assert all((slide.state, slide.expected, slide.written) == ("done", 108, 108) for slide in slides)
     assert set(report.stages) == {"loader", "collector", "writer", "publisher"}
     assert report.limiting_stage in report.stages
-    assert b'"limiting_stage"' in (tmp_path / "report.json").read_bytes()
-    assert not (tmp_path / ".journal").exists()
+    assert b'"limiting_stage"' in (folder / "report.json").read_bytes()
+    assert not (folder / ".journal").exists()
 
 
-@pytest.mark.parametrize("mode", ["accumulate", "collect"])
-@pytest.mark.parametrize("workers", [{"collectors": 1}, {"collectors": 3, "loaders": 2, "writers": 2, "chunk_px": 70_000}])
+@pytest.mark.parametrize(
+    ("mode", "workers"),  # both with several; pieces are gathered from the journal, whoever made them
+    [
+        ("accumulate", {**MANY, "chunk_px": 70_000}),
+        ("collect", {**MANY, "chunk_px": 70_000}),
+        ("accumulate", {"collectors": 1}),
+    ],
+)
 def test_gathering_gives_what_a_serial_loop_gives(
     three_patients: sw.Dataset, copies: list[Path], tmp_path: Path, mode: str, workers: dict[str, int]
 ) -> None:
@@ -219,13 +255,14 @@ def _all_values(path: Path, patient: sw.Patient) -> list[int]:
 
 
 @pytest.mark.parametrize("fmt", ["csv", "h5"])
-def test_one_file_holds_every_patient(three_patients: sw.Dataset, tmp_path: Path, fmt: str) -> None:
+def test_one_file_holds_every_patient(
+    three_patients: sw.Dataset, plain: Callable[[str], Plain], tmp_path: Path, fmt: str
+) -> None:
     report = run(three_patients, tmp_path / "one", fmt=fmt, one_file=True, collectors=2)
     assert {patient.file for patient in report.patients} == {f"all.{fmt}"} and report.exit_code == 0
-    run(three_patients, tmp_path / "each", fmt=fmt)
     for patient in three_patients:
         for slide in patient.slides:
-            alone = sw.read_pieces(tmp_path / "each" / f"{patient.id}.{fmt}", slide=slide.id)
+            alone = sw.read_pieces(plain(fmt).folder / f"{patient.id}.{fmt}", slide=slide.id)
             together = sw.read_pieces(tmp_path / "one" / f"all.{fmt}", slide=slide.id, patient=patient.id)
             assert np.array_equal(alone.values, together.values) and np.array_equal(alone.coords, together.coords)
     again = run(three_patients, tmp_path / "one", fmt=fmt, one_file=True)

@@ -47,6 +47,14 @@ main()
 """The command line on a file system that has no locks."""
 
 
+@pytest.fixture(scope="module")
+def finished(copies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one patient, copy0, that is done; never changed."""
+    out = tmp_path_factory.mktemp("finished")
+    run(sw.Dataset.from_paths(copies[:1]), out, Constant(1.0))
+    return out
+
+
 def states(report: sw.Report) -> dict[str, str]:
     return {patient.id: patient.state for patient in report.patients}
 
@@ -55,13 +63,15 @@ def version(path: Path) -> tuple[int, int]:
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
-def test_a_patient_added_to_the_dataset_is_processed_and_the_others_stay(copies: list[Path], tmp_path: Path) -> None:
-    run(sw.Dataset.from_paths(copies[:1]), tmp_path / "out")
-    before = version(tmp_path / "out" / "copy0.csv")
-    report = run(sw.Dataset.from_paths(copies[:3]), tmp_path / "out")
+def test_a_patient_added_to_the_dataset_is_processed_and_the_others_stay(
+    copies: list[Path], finished: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = version(out / "copy0.csv")
+    report = run(sw.Dataset.from_paths(copies[:3]), out, Constant(1.0))
     assert states(report) == {"copy0": "already done", "copy1": "done", "copy2": "done"}
-    assert report.windows == 2 * WINDOWS and version(tmp_path / "out" / "copy0.csv") == before
-    assert [verdict.problems for verdict in sw.verify(tmp_path / "out")] == [[], [], []]
+    assert report.windows == 2 * WINDOWS and version(out / "copy0.csv") == before
+    assert [verdict.problems for verdict in sw.verify(out)] == [[], [], []]
 
 
 def test_failed_slides_are_tried_again_and_only_they_are_read(copies: list[Path], tmp_path: Path) -> None:
@@ -300,34 +310,34 @@ def test_no_file_that_is_not_this_runs_is_overwritten(
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_nor_is_that_of_a_patient_who_was_added(copies: list[Path], tmp_path: Path) -> None:
-    run(sw.Dataset.from_paths(copies[:1]), tmp_path, Constant(1.0))
-    (tmp_path / "copy1.csv").write_text("mine")
+def test_nor_is_that_of_a_patient_who_was_added(copies: list[Path], finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "copy1.csv").write_text("mine")
     with pytest.raises(sw.OutputError, match=r"copy1\.csv is there already"):
-        run(sw.Dataset.from_paths(copies[:2]), tmp_path, Constant(1.0))
-    assert (tmp_path / "copy1.csv").read_text() == "mine"
+        run(sw.Dataset.from_paths(copies[:2]), out, Constant(1.0))
+    assert (out / "copy1.csv").read_text() == "mine"
 
 
 def test_a_file_whose_publisher_was_killed_before_its_record_can_be_overwritten(
-    one_patient: sw.Dataset, tmp_path: Path
+    copies: list[Path], finished: Path, tmp_path: Path
 ) -> None:
-    run(one_patient, tmp_path, Constant(1.0))
-    (record,) = tmp_path.glob(".published/*.json")
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (record,) = out.glob(".published/*.json")
     record.unlink()
-    (tmp_path / ".0123.part").touch()
-    run(one_patient, tmp_path, Constant(2.0), overwrite=True, kernel_size=512)
-    assert values_in(tmp_path / "p.csv") == {2.0} and not list(tmp_path.glob(".*.part"))
+    (out / ".0123.part").touch()
+    run(sw.Dataset.from_paths(copies[:1]), out, Constant(2.0), overwrite=True, kernel_size=512)
+    assert values_in(out / "copy0.csv") == {2.0} and not list(out.glob(".*.part"))
 
 
 # ---- datasets that change
 
 
-def test_a_finished_patient_with_other_slides_is_refused(copies: list[Path], tmp_path: Path) -> None:
-    run(sw.Dataset([sw.Patient("p", {"a": copies[0]})]), tmp_path, Constant(1.0))
-    for slides in ({"a": copies[0], "b": copies[1]}, {"b": copies[1]}):
-        with pytest.raises(sw.OutputError, match=r"patient 'p' was finished with the slides \['a'\], the dataset has"):
-            run(sw.Dataset([sw.Patient("p", slides)]), tmp_path, Constant(1.0))
-    assert [verdict.problems for verdict in sw.verify(tmp_path)] == [[]], "what was refused has changed what was asked"
+def test_a_finished_patient_with_other_slides_is_refused(copies: list[Path], finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    for slides in ({"copy0": copies[0], "b": copies[1]}, {"b": copies[1]}):
+        with pytest.raises(sw.OutputError, match=r"patient 'copy0' was finished with the slides \['copy0'\], the dataset has"):
+            run(sw.Dataset([sw.Patient("copy0", slides)]), out, Constant(1.0))
+    assert [verdict.problems for verdict in sw.verify(out)] == [[]], "what was refused has changed what was asked"
 
 
 def test_no_patient_is_added_to_one_file_of_all_that_is_finished(copies: list[Path], tmp_path: Path) -> None:
@@ -361,12 +371,14 @@ class StopAtSlide(sw.StreamCollector):
         return np.ones(len(batch))
 
 
-def test_finished_patients_stay_known_when_others_are_run_in_their_folder(copies: list[Path], tmp_path: Path) -> None:
-    for path in copies[:2]:
-        run(sw.Dataset.from_paths([path]), tmp_path, Constant(1.0))
-    assert [(verdict.patient, verdict.problems) for verdict in sw.verify(tmp_path)] == [("copy0", []), ("copy1", [])]
-    (tmp_path / "copy0.csv").write_text("changed")
-    assert [bool(verdict.problems) for verdict in sw.verify(tmp_path)] == [True, False]
+def test_finished_patients_stay_known_when_others_are_run_in_their_folder(
+    copies: list[Path], finished: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    run(sw.Dataset.from_paths([copies[1]]), out, Constant(1.0))
+    assert [(verdict.patient, verdict.problems) for verdict in sw.verify(out)] == [("copy0", []), ("copy1", [])]
+    (out / "copy0.csv").write_text("changed")
+    assert [bool(verdict.problems) for verdict in sw.verify(out)] == [True, False]
 
 
 class SlowFirst(sw.StreamCollector):

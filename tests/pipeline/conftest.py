@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 import streamwsi as sw
+from streamwsi.cli import main
 
 CLI = [sys.executable, "-m", "streamwsi.cli"]
 
@@ -79,6 +81,23 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: object, timeout: float = 100) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*CLI, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in this process, which does not have to start for it: for what is read, shown or refused."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["streamwsi", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        said, wrong = io.BytesIO(), io.BytesIO()
+        out, errors = (io.TextIOWrapper(stream, encoding="utf-8", write_through=True) for stream in (said, wrong))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(command, ended.value.code, said.getvalue().decode(), wrong.getvalue().decode())
 
     return run
 

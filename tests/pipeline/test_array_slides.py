@@ -48,7 +48,7 @@ def test_a_copy_of_a_slide_gives_the_same_map(bundled: Path, copy: Path, tmp_pat
     sw.render(tmp_path / "array" / "p.h5", tmp_path / "p.png")
 
 
-def test_planes_of_a_folder_run_from_the_command_line(copy: Path, tmp_path: Path, cli: Cli) -> None:
+def test_planes_of_a_folder_run_from_the_command_line(copy: Path, tmp_path: Path, cli: Cli, here: Cli) -> None:
     slides = tmp_path / "slides"
     shutil.copytree(copy, slides / "deep" / "a.zarr")
     volume = np.stack([np.full((300, 200), 10 * z, np.uint8) for z in range(3)])
@@ -61,12 +61,12 @@ def test_planes_of_a_folder_run_from_the_command_line(copy: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     values = sw.read_pieces(tmp_path / "out" / "v.csv", slide="z2").values
     assert len(values) == 6 and np.all(values == values[0]) and values.flat[0] > 0
-    shown = cli("info", f"{slides / 'v.npy'}::axes=ZYX::z=1", "--json")
+    shown = here("info", f"{slides / 'v.npy'}::axes=ZYX::z=1", "--json")
     assert json.loads(shown.stdout)["level_dimensions"] == [[200, 300]]
     done = cli("heatmap", slides / "deep" / "a.zarr", "--out", tmp_path / "one", "--collector", "mean", "--level", "1")
     assert done.returncode == 0 and (tmp_path / "one" / "a.h5").is_file(), done.stderr
-    assert cli("verify", tmp_path / "one").returncode == 0
-    assert cli("render", tmp_path / "one", "--slide-path", slides / "deep").returncode == 0
+    assert here("verify", tmp_path / "one").returncode == 0
+    assert here("render", tmp_path / "one", "--slide-path", slides / "deep").returncode == 0
 
 
 def test_an_array_that_is_no_picture_fails_alone(copy: Path, tmp_path: Path) -> None:

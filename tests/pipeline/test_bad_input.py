@@ -154,12 +154,12 @@ def csv(text: str) -> Callable[[Path], list[object]]:
     ],
 )
 def test_the_command_line_ends_with_2_and_leaves_nothing(
-    bundled: Path, tmp_path: Path, cli: Cli, slides: Any, options: list[str], message: str
+    bundled: Path, tmp_path: Path, here: Cli, slides: Any, options: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     named = slides(tmp_path) if callable(slides) else [{"SLIDE": bundled, "EMPTY": tmp_path / "empty"}[name] for name in slides]
     collector = [] if "--collector" in options else ["--collector", "mean"]
-    done: subprocess.CompletedProcess[str] = cli("heatmap", *named, "--out", tmp_path / "out", *collector, *options)
+    done: subprocess.CompletedProcess[str] = here("heatmap", *named, "--out", tmp_path / "out", *collector, *options)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not os.path.exists(tmp_path / "out")

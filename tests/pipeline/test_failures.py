@@ -369,14 +369,14 @@ def test_two_runs_cannot_use_one_folder(slow: list[object], tmp_path: Path) -> N
     process.communicate(timeout=30)
 
 
-def test_a_finished_run_is_left_as_it_is(one_patient: sw.Dataset, tmp_path: Path, cli: Cli, bundled: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, cli: Cli, here: Cli, bundled: Path) -> None:
     arguments = ("heatmap", bundled, "--out", tmp_path, "--collector", "mean")
     assert cli(*arguments).returncode == 0
     before = fingerprint(tmp_path / "CMU-1-Small-Region.h5")
-    again = cli(*arguments)
+    again = here(*arguments)
     assert again.returncode == 0 and "nothing to do" in again.stderr
     assert fingerprint(tmp_path / "CMU-1-Small-Region.h5") == before
-    other = cli(*arguments, "--kernel-size", 128)
+    other = here(*arguments, "--kernel-size", 128)
     assert (
         other.returncode == 2 and "holds another run: its kernel_size is (256, 256), this one's is (128, 128)" in other.stderr
     )

@@ -41,8 +41,8 @@ class Listening(sw.StreamCollector):
 
 
 @pytest.fixture
-def keys(tmp_path: Path, cli: Cli) -> Path:
-    made = cli("keys", tmp_path / "keys")
+def keys(tmp_path: Path, here: Cli) -> Path:
+    made = here("keys", tmp_path / "keys")
     assert made.returncode == 0, made.stderr
     assert str(tmp_path / "keys") in made.stdout
     return tmp_path / "keys"
@@ -88,13 +88,13 @@ def test_an_address_of_another_machine_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_refuses_keys_that_others_can_read(bundled: Path, tmp_path: Path, keys: Path, cli: Cli) -> None:
+def test_the_command_line_refuses_keys_that_others_can_read(bundled: Path, tmp_path: Path, keys: Path, here: Cli) -> None:
     tcp = ("--transport", "tcp", "--key-dir", keys)
     (keys / "server_secret").chmod(0o644)
-    done = cli("heatmap", bundled, "--out", tmp_path / "out", "--collector", "mean", *tcp)
+    done = here("heatmap", bundled, "--out", tmp_path / "out", "--collector", "mean", *tcp)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert "server_secret holds secrets and has mode 0644" in done.stderr and f"chmod 600 {keys}" in done.stderr
-    again = cli("keys", keys)
+    again = here("keys", keys)
     assert again.returncode == 2 and "is there already: no key is overwritten" in again.stderr
 
 

@@ -236,7 +236,7 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(streamwsi_command, [*map(str, arguments)], standalone_mode=False)
 
 
-def test_extract_writes_images_and_its_job_can_be_run_again(bundled: Path, tmp_path: Path, cli: Cli) -> None:
+def test_extract_writes_images_and_its_job_can_be_run_again(bundled: Path, tmp_path: Path, cli: Cli, here: Cli) -> None:
     out = tmp_path / "out"
     options = ["--kernel-size", 1024, "--format", "jpeg", "--quality", 80, "--image-name", "{index:03}", "--comment", "{slide}"]
     done = cli("extract", bundled, "--out", out, *options, "--quiet")
@@ -246,7 +246,7 @@ def test_extract_writes_images_and_its_job_can_be_run_again(bundled: Path, tmp_p
     with Image.open(patient / "004.jpg") as image:
         assert image.size == (1024, 1024) and image.info["comment"] == bundled.stem.encode()
     before = versions(patient)
-    assert cli("run", out / "job.toml", "--quiet").returncode == 0 and versions(patient) == before
+    assert here("run", out / "job.toml", "--quiet").returncode == 0 and versions(patient) == before
     assert command("verify", out).return_value == 0 and "patches, images" in command("show", out).output
     for arguments in (("render", out), ("render", patient), ("render", "--contact-sheet", out), ("geojson", out)):
         with pytest.raises(sw.MapError, match="images, of which there is no map"):

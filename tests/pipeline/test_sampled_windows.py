@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pandas as pd
 import pytest
 
 import streamwsi as sw
+from streamwsi.errors import PlanError
+from streamwsi.loading.resolution import ChoiceError
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from tests.helpers import level_image
+from tests.loading.test_read_parity import resolve
 from tests.pipeline.test_results import arrays_of
 
 KERNEL = 96
@@ -79,8 +83,10 @@ def expected(slide: Path, sampler: Scattered, level: int = 0) -> tuple[Places, n
     return places, np.array(rows)
 
 
-@pytest.mark.parametrize("transport", ["shm", "ipc", "tcp"])
-@pytest.mark.parametrize("margin", [0, 8])
+@pytest.mark.parametrize(
+    ("transport", "margin"),  # a margin is part of the windows before anything is sent
+    [("shm", 8), ("ipc", 0), ("tcp", 8)],
+)
 def test_each_window_has_the_pixels_at_its_place_and_its_label(
     bundled: Path, tmp_path: Path, transport: str, margin: int
 ) -> None:
@@ -98,27 +104,32 @@ def test_each_window_has_the_pixels_at_its_place_and_its_label(
     assert [verdict.problems for verdict in sw.verify(tmp_path)] == [[]]
 
 
-def test_files_of_both_formats_are_read_back_with_labels(bundled: Path, tmp_path: Path) -> None:
-    sampler = Scattered(60)
+@pytest.fixture(scope="module")
+def both_formats(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs in both formats, of 60 windows."""
+    folder = tmp_path_factory.mktemp("formats")
     for fmt in ("csv", "hdf5"):
-        run(bundled, tmp_path / fmt, sampler, fmt)
-    csv, hdf5 = sw.read_pieces(tmp_path / "csv" / "p.csv"), sw.read_pieces(tmp_path / "hdf5" / "p.h5")
+        run(bundled, folder / fmt, Scattered(60), fmt)
+    return folder
+
+
+def test_files_of_both_formats_are_read_back_with_labels(both_formats: Path) -> None:
+    csv, hdf5 = sw.read_pieces(both_formats / "csv" / "p.csv"), sw.read_pieces(both_formats / "hdf5" / "p.h5")
     assert csv.labels is not None and hdf5.labels is not None
     assert csv.labels.tolist() == hdf5.labels.tolist() and set(csv.labels) == {*NAMES, ""}
     for name in ("index", "coords", "size", "values"):
         np.testing.assert_array_equal(getattr(csv, name), getattr(hdf5, name))
     pd.testing.assert_frame_equal(csv.to_dataframe(), hdf5.to_dataframe())
     assert csv.to_dataframe().columns[:3].tolist() == ["slide", "label", "index"]
-    with h5py.File(tmp_path / "hdf5" / "p.h5") as file:
+    with h5py.File(both_formats / "hdf5" / "p.h5") as file:
         attributes = file["s/coords"].attrs
         assert attributes["sampled_windows"] == 60 and "grid_shape" not in attributes and "overlap" not in attributes
         assert [*file["label"].attrs["names"]] == list(NAMES)
-    assert [verdict.problems for verdict in sw.verify(tmp_path / "hdf5")] == [[]]
+    assert [verdict.problems for verdict in sw.verify(both_formats / "hdf5")] == [[]]
 
 
-def test_the_map_is_the_mean_of_the_windows_by_area(bundled: Path, tmp_path: Path) -> None:
-    sampler = Scattered(40)
-    places, values = expected(bundled, sampler)
+def test_the_map_is_the_mean_of_the_windows_by_area(bundled: Path, both_formats: Path) -> None:
+    places, values = expected(bundled, Scattered(60))
     height, width = level_image(bundled, 0).shape[:2]
     sums, areas = np.zeros((height, width)), np.zeros((height, width))
     for (x, y), value in zip(places.start.tolist(), values[:, 0].tolist(), strict=True):
@@ -131,10 +142,9 @@ def test_the_map_is_the_mean_of_the_windows_by_area(bundled: Path, tmp_path: Pat
     with np.errstate(invalid="ignore"):
         dense = sums / areas
     for fmt, name in (("csv", "p.csv"), ("hdf5", "p.h5")):
-        run(bundled, tmp_path / fmt, sampler, fmt)
-        heat = sw.read_map(tmp_path / fmt / name)
+        heat = sw.read_map(both_formats / fmt / name)
         np.testing.assert_allclose(heat.values[..., 0], dense, rtol=1e-12)
-    assert np.isnan(dense).any() and sw.render(tmp_path / "hdf5" / "p.h5").exists()
+    assert np.isnan(dense).any() and sw.render(both_formats / "hdf5" / "p.h5").exists()
 
 
 class EndsAfter(Corners):
@@ -197,11 +207,15 @@ class Bad(Scattered):
         (Places(np.array([[1, 2]]), np.array([2]), ("a",)), "labels must be"),
     ],
 )
-def test_a_sampler_of_the_users_own_that_gives_no_plan_ends_the_run(
-    bundled: Path, tmp_path: Path, places: Places, message: str
-) -> None:
-    with pytest.raises(sw.CollectorError, match=message):
-        run(bundled, tmp_path, Bad(places))
+def test_a_sampler_of_the_users_own_that_gives_no_plan_is_told_so(bundled: Path, places: Places, message: str) -> None:
+    with sw.open_slide(bundled) as reader, pytest.raises(ChoiceError) as caught:
+        resolve(reader, bundled, kernel=KERNEL, sampler=Bad(places))
+    assert isinstance(caught.value.__cause__, PlanError) and re.search(message, str(caught.value.__cause__))
+
+
+def test_a_sampler_of_the_users_own_that_gives_no_plan_ends_the_run(bundled: Path, tmp_path: Path) -> None:
+    with pytest.raises(sw.CollectorError, match=r"places must be \(n, 2\) int64"):
+        run(bundled, tmp_path, Bad(Places(np.zeros((2, 3), np.int64))))
 
 
 def test_a_slide_without_windows_is_said_to_have_none(bundled: Path, tmp_path: Path) -> None:

@@ -167,26 +167,26 @@ def test_where_the_folder_of_one_is_refused_nothing_is_left_of_the_others(one_pa
 
 
 def test_the_command_line_has_several_and_the_job_it_leaves_goes_on_with_them(
-    three_patients: sw.Dataset, tmp_path: Path, cli: Cli
+    three_patients: sw.Dataset, tmp_path: Path, cli: Cli, here: Cli
 ) -> None:
     slide = next(iter(three_patients)).slides[0].path
     given = ("heatmap", slide, "--out", tmp_path / "out", "--stride", 128, "--format", "csv", "--json")
     done = cli(*given, "--collector", "mean", "--collector", "t=tissue", "--arg", "t.threshold=20", "--batch-size", "t=5")
     assert done.returncode == 0, done.stderr
     assert {name: report["windows"] for name, report in json.loads(done.stdout).items()} == {"mean": 391, "t": 391}
-    again = cli("run", tmp_path / "out" / "job.toml", "--json")
+    again = here("run", tmp_path / "out" / "job.toml", "--json")
     assert {name: report["windows"] for name, report in json.loads(again.stdout).items()} == {"mean": 0, "t": 0}
     changed = (tmp_path / "out" / "job.toml").read_text().replace("threshold = 20", "threshold = 30")
     (tmp_path / "changed.toml").write_text(changed)
-    refused = cli("run", tmp_path / "changed.toml")
+    refused = here("run", tmp_path / "changed.toml")
     assert refused.returncode == 2 and "threshold" in refused.stderr
-    assert cli("verify", tmp_path / "out").returncode == 0
-    shown = cli("show", tmp_path / "out", "--json")
+    assert here("verify", tmp_path / "out").returncode == 0
+    shown = here("show", tmp_path / "out", "--json")
     assert {name: summary["columns"][0]["name"] for name, summary in json.loads(shown.stdout).items()} == {
         "mean": "mean_r",
         "t": "tissue",
     }
-    pictures = cli("render", tmp_path / "out", "--width", 300).stdout.splitlines()
+    pictures = here("render", tmp_path / "out", "--width", 300).stdout.splitlines()
     assert sorted(Path(picture).parent.name for picture in pictures) == ["mean", "t"]
 
 

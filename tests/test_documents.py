@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib.util
 import re
 import subprocess
@@ -144,6 +145,7 @@ def test_a_collector_of_the_examples_can_be_named_on_the_command_line(tmp_path: 
     assert (tmp_path / "out" / "CMU-1-Small-Region.csv").read_text().startswith("slide,index,x,y,level,width,height,redness,")
 
 
+@functools.cache
 def names_of_tests_in(path: Path) -> set[str]:
     """What pytest finds in a file, as it is called there: functions, classes, and cases of state machines."""
     found = set()

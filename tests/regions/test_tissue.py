@@ -105,26 +105,36 @@ def test_ink_and_black_borders_are_no_tissue(method, resolution, marked_slide):
     assert not found[355, 405]
 
 
-@pytest.mark.parametrize("colour", INKS)
-@pytest.mark.parametrize("method", METHODS)
-def test_each_ink_alone_leaves_an_empty_slide_empty(method, colour, tmp_path):
+@pytest.fixture(scope="module", params=INKS)
+def ink_alone(request, tmp_path_factory) -> Path:
+    """An empty slide with a stroke of ink."""
     picture = Image.fromarray(stained(np.zeros((512, 512), bool)))
-    ImageDraw.Draw(picture).line((50, 100, 450, 350), fill=INKS[colour], width=30)
-    assert sw.TissueMask(scanned(np.array(picture), tmp_path / "ink.tif"), method, unit="px").share == 0
+    ImageDraw.Draw(picture).line((50, 100, 450, 350), fill=INKS[request.param], width=30)
+    return scanned(np.array(picture), tmp_path_factory.mktemp("slides") / "ink.tif")
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("colour", INKS)
-def test_a_stroke_over_tissue_is_taken_out_of_it(method, colour, tmp_path):
+def test_each_ink_alone_leaves_an_empty_slide_empty(method, ink_alone):
+    assert sw.TissueMask(ink_alone, method, unit="px").share == 0
+
+
+@pytest.fixture(scope="module", params=INKS)
+def ink_on_tissue(request, tmp_path_factory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A slide with a stroke of ink over tissue, where there is tissue, and where ink."""
     tissue = np.zeros((512, 512), bool)
     tissue[60:450, 60:450] = True
     picture, where = Image.fromarray(stained(tissue)), Image.new("1", (512, 512))
-    for drawing, ink in ((ImageDraw.Draw(picture), INKS[colour]), (ImageDraw.Draw(where), 1)):
+    for drawing, ink in ((ImageDraw.Draw(picture), INKS[request.param]), (ImageDraw.Draw(where), 1)):
         drawing.line((20, 100, 490, 400), fill=ink, width=40)
-    slide = scanned(np.array(picture), tmp_path / "ink.tif")
+    return scanned(np.array(picture), tmp_path_factory.mktemp("slides") / "ink.tif"), tissue, np.array(where)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stroke_over_tissue_is_taken_out_of_it(method, ink_on_tissue):
+    slide, tissue, where = ink_on_tissue
     array = sw.TissueMask(slide, method, unit="px", min_object=100, closing=10).array
-    assert iou(array, tissue & ~np.array(where)) > 0.95
-    assert np.count_nonzero(array & np.array(where)) < 0.01 * np.count_nonzero(where)
+    assert iou(array, tissue & ~where) > 0.95
+    assert np.count_nonzero(array & where) < 0.01 * np.count_nonzero(where)
 
 
 def test_stains_are_no_ink():
@@ -137,16 +147,23 @@ def test_stains_are_no_ink():
         assert not artefacts(np.broadcast_to(colour.astype(np.uint8), (8, 8, 3))).any(), colour
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_beside_a_black_border_keep_their_tissue(method, tmp_path):
-    """Whitening rows that hold black padding would take the tissue in them too."""
+@pytest.fixture(scope="module")
+def padded_slide(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """A slide with black padding left and right, and where there is tissue."""
     tissue = np.zeros((SIDE, SIDE), bool)
     tissue[300:700, 200:SIDE] = True
     pixels = stained(tissue)
     pixels[:, :150] = 0
     pixels[:, -100:] = 0
     tissue[:, -100:] = False
-    found = at_level_0(sw.TissueMask(scanned(pixels, tmp_path / "padded.tif"), method, unit="px", closing=10))
+    return scanned(pixels, tmp_path_factory.mktemp("slides") / "padded.tif"), tissue
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_beside_a_black_border_keep_their_tissue(method, padded_slide):
+    """Whitening rows that hold black padding would take the tissue in them too."""
+    slide, tissue = padded_slide
+    found = at_level_0(sw.TissueMask(slide, method, unit="px", closing=10))
     assert iou(found, tissue) > 0.95
 
 
@@ -210,16 +227,22 @@ def test_a_level_of_a_pyramid_is_taken_where_it_is_fine_enough(shared_slides: Pa
     assert sw.TissueMask(slide, max_px=200).shape == (86, 184)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_agreement_with_what_others_found_on_the_bundled_slide(method, bundled: Path, shared_slides: Path):
-    """Measured: 0.83, 0.83 and 0.81 with the mask, which is drawn wider than the tissue; 0.93 to 0.95 with the polygons."""
+@pytest.fixture(scope="module")
+def found_by_others(bundled: Path, shared_slides: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of the bundled slide, and which of them are in the supplied mask, and in the drawn polygons."""
     folder = shared_slides / "annotations"
-    found = sw.TissueMask(bundled, method)
     y, x = (axis.ravel() + 4.0 for axis in np.mgrid[:2967:8, :2220:8])
     points = np.column_stack([x, y])
-    inside = found.contains(points)
     supplied = sw.Mask.placed(np.load(folder / "CMU-1-Small-Region.tissue-mask.npy"), slide=bundled).contains(points)
     drawn = sw.PolygonMask(sw.read_annotations(folder / "CMU-1-Small-Region.tissues.geojson"), bundled).contains(points)
+    return points, supplied, drawn
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_agreement_with_what_others_found_on_the_bundled_slide(method, bundled: Path, found_by_others):
+    """Measured: 0.83, 0.83 and 0.81 with the mask, which is drawn wider than the tissue; 0.93 to 0.95 with the polygons."""
+    points, supplied, drawn = found_by_others
+    inside = sw.TissueMask(bundled, method).contains(points)
     assert iou(inside, supplied) > 0.78
     assert iou(inside, drawn) > 0.92
     assert np.count_nonzero(inside & ~supplied) < 0.01 * np.count_nonzero(inside)

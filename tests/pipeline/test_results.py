@@ -77,7 +77,7 @@ class CountRed(sw.StreamCollector):
 def test_values_through_processes_equal_the_level_read_whole(
     one_patient: sw.Dataset, bundled: Path, tmp_path: Path, kernel: Any, stride: Any, border: Any, fmt: str
 ) -> None:
-    run(one_patient, tmp_path, fmt=fmt, kernel_size=kernel, stride=stride, border=border, collectors=2, loaders=2)
+    run(one_patient, tmp_path, fmt=fmt, kernel_size=kernel, stride=stride, border=border)
     level = level_image(bundled, 0)
     canvas = np.full((level.shape[0] + 1000, level.shape[1] + 1000, 3), 255, np.uint8)
     canvas[: level.shape[0], : level.shape[1]] = level

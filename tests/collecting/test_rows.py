@@ -160,6 +160,11 @@ def test_what_is_not_numeric_is_refused_naming_the_windows(result: Any) -> None:
         gathered().add(rows(0, 1), result)
 
 
+def test_what_may_be_returned_is_said_where_texts_are() -> None:
+    with pytest.raises(PieceError, match="windows 30 to 31: expected booleans, integers or floats"):
+        gathered().add(rows(0, 1), ["a"] * 2)
+
+
 def test_returning_nothing_is_refused_saying_what_to_return() -> None:
     with pytest.raises(PieceError, match=r"windows 30 to 31: process returned None; return one row per window, or .*\[\]"):
         gathered().add(rows(0, 1), None)

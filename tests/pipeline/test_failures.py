@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,16 @@ def undisturbed(slow: list[object], tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+@pytest.fixture(scope="module")
+def interrupted(slow: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that was interrupted after its first commits; never changed."""
+    out = tmp_path_factory.mktemp("interrupted")
+    process = begin(slow, out)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    return out
+
+
 def finish(command: list[object], out: Path) -> dict[str, Any]:
     """Run to the end, without a pause where nothing is to happen meanwhile; returns the report."""
     hurried = {**os.environ, "STREAMWSI_TEST_HURRY": "1"}
@@ -382,13 +393,13 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, cli: Cli, here: Cli, bu
     assert fingerprint(tmp_path / "CMU-1-Small-Region.h5") != before
 
 
-def test_a_run_goes_on_with_chunks_of_another_size(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
-    process = begin(slow, tmp_path)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+def test_a_run_goes_on_with_chunks_of_another_size(
+    slow: list[object], interrupted: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(interrupted, tmp_path / "out"))
     smaller = [1 << 16 if part == 1 << 18 else part for part in slow]
-    assert smaller != slow and 0 < finish(smaller, tmp_path)["windows"] < ALL_WINDOWS
-    assert_same_files(tmp_path, undisturbed)
+    assert smaller != slow and 0 < finish(smaller, out)["windows"] < ALL_WINDOWS
+    assert_same_files(out, undisturbed)
 
 
 def test_a_slide_that_changed_is_not_mixed_with_what_it_was(slow: list[object], copies: list[Path], tmp_path: Path) -> None:

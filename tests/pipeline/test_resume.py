@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -27,12 +26,13 @@ from tests.pipeline.test_failures import (  # the fixtures are used by name
     assert_same_files,
     begin,
     finish,
+    interrupted,
     slow,
     undisturbed,
 )
 from tests.pipeline.test_results import Cli, run
 
-__all__ = ["slow", "undisturbed"]
+__all__ = ["interrupted", "slow", "undisturbed"]
 WINDOWS = 108
 """Of the bundled slide, in windows of 256 px."""
 
@@ -112,18 +112,16 @@ def test_a_collector_whose_code_changed_is_a_warning(copies: list[Path], tmp_pat
 
 
 def test_an_unfinished_run_may_be_overwritten_and_what_is_not_its_own_stays(
-    slow: list[object], undisturbed: Path, tmp_path: Path
+    slow: list[object], interrupted: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    process = begin(slow, tmp_path)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    (tmp_path / "notes.txt").write_text("mine")
+    out = Path(shutil.copytree(interrupted, tmp_path / "out"))
+    (out / "notes.txt").write_text("mine")
     other = [64 if part == 4 else part for part in slow]
-    refused = subprocess.run([*map(str, other), str(tmp_path)], capture_output=True, text=True, check=False)
+    refused = subprocess.run([*map(str, other), str(out)], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "its batch_size is 4, this one's is 64" in refused.stderr
-    afresh = finish([*other[:-1], "--overwrite", "--out"], tmp_path)
-    assert afresh["windows"] == ALL_WINDOWS and (tmp_path / "notes.txt").read_text() == "mine"
-    assert_same_files(tmp_path, undisturbed)
+    afresh = finish([*other[:-1], "--overwrite", "--out"], out)
+    assert afresh["windows"] == ALL_WINDOWS and (out / "notes.txt").read_text() == "mine"
+    assert_same_files(out, undisturbed)
 
 
 def test_a_commit_may_be_made_to_survive_a_loss_of_power(slow: list[object], undisturbed: Path, tmp_path: Path) -> None:
@@ -291,12 +289,12 @@ def test_journals_that_lie_elsewhere_are_not_passed_over(one_patient: sw.Dataset
     assert 0 < run(one_patient, tmp_path / "out", Constant(1.0), journal_dir=tmp_path / "journals").windows < WINDOWS
 
 
-def test_journals_without_the_run_they_are_of_are_refused(one_patient: sw.Dataset, tmp_path: Path) -> None:
-    broken_off(one_patient, tmp_path, 1.0)
-    (tmp_path / "run.json").unlink()
+def test_journals_without_the_run_they_are_of_are_refused(one_patient: sw.Dataset, interrupted: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(interrupted, tmp_path / "out"))
+    (out / "run.json").unlink()
     with pytest.raises(sw.OutputError, match=r"holds journals, but no run\.json says whose"):
-        run(one_patient, tmp_path, Constant(2.0))
-    assert list(tmp_path.glob(".journal/*.sqlite"))
+        run(one_patient, out, Constant(2.0))
+    assert list(out.glob(".journal/*.sqlite"))
 
 
 @pytest.mark.parametrize(("name", "options"), [("all.csv", {"one_file": True}), ("p.result", {})])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,16 +154,18 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_one_collector_is_not_made_one_of_several(one_patient: sw.Dataset, tmp_path: Path) -> None:
-    several(one_patient, tmp_path, sw.MeanCollector())
+def test_a_folder_of_one_collector_is_not_made_one_of_several(three_patients: sw.Dataset, alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(alone / "mean", tmp_path / "out")
     with pytest.raises(sw.OutputError, match="holds a run of one collector"):
-        several(one_patient, tmp_path, BOTH)
+        several(three_patients, tmp_path / "out", BOTH)
 
 
-def test_where_the_folder_of_one_is_refused_nothing_is_left_of_the_others(one_patient: sw.Dataset, tmp_path: Path) -> None:
-    several(one_patient, tmp_path / "out" / "corners", sw.MeanCollector())
+def test_where_the_folder_of_one_is_refused_nothing_is_left_of_the_others(
+    three_patients: sw.Dataset, alone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(alone / "mean", tmp_path / "out" / "corners")
     with pytest.raises(sw.OutputError, match="its collector is"):
-        several(one_patient, tmp_path / "out", BOTH)
+        several(three_patients, tmp_path / "out", BOTH)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["corners"]
 
 
@@ -209,7 +212,7 @@ def test_the_error_of_one_ends_the_run_and_says_whose_it_is_and_both_go_on_later
 def test_one_that_an_earlier_run_has_finished_is_left_as_it_is_and_the_other_is_done(
     three_patients: sw.Dataset, alone: Path, tmp_path: Path
 ) -> None:
-    several(three_patients, tmp_path / "mean", sw.MeanCollector())
+    shutil.copytree(alone / "mean", tmp_path / "mean")
     before = (tmp_path / "mean" / "anna.csv").stat().st_mtime_ns
     reports = several(three_patients, tmp_path, BOTH)
     assert [patient.state for patient in reports["mean"].patients] == ["already done"] * 3

@@ -271,14 +271,16 @@ class Blender:
         axis = self.grid.axes[number]
         if self._weights.alike:
             return axis.overlaps.astype(np.float64)
-        vectors = {size: self._weights.along(size) for size in set(axis.sizes)}
-        total = np.zeros(axis.extent)
-        for start, size in zip(axis.starts, axis.sizes, strict=True):
-            vector = vectors[size]
+        vectors = {}
+        for size in set(axis.sizes):
+            vector = self._weights.along(size)
             if vector is None:
                 return None
+            vectors[size] = vector / vector.max()
+        total = np.zeros(axis.extent)
+        for start, size in zip(axis.starts, axis.sizes, strict=True):
             part = total[start : start + size]
-            part += (vector / vector.max())[: len(part)]
+            part += vectors[size][: len(part)]
         return total
 
     def _sum_weights(self, place: Place, windows: Iterator[int]) -> FloatArray:

@@ -43,6 +43,10 @@ class _Plan:
         """As many in each."""
         return 32
 
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        """As on a slide of four columns."""
+        return 10, max(1, 4 // n_loaders), 4
+
 
 def simulate(n_whole: int, n_resumed: int) -> Simulated:
     """Have `n_whole` slides of 1000 chunks done, then `n_resumed` of which all but the last few chunks were done before.

@@ -206,6 +206,12 @@ class Grid:
         return Windows(index, start, xy, np.stack(sizes, axis=1))
 
 
+_BLOCK_ROWS = 64
+"""Of windows in a block of chunks, where there are as many: what it shares with those above and below is small beside it."""
+_FAR_APART = 1.5
+"""How much worse an edge between blocks below each other is: loaders are further apart there in the order of the plan."""
+
+
 @dataclass(frozen=True)
 class ChunkGrid:
     """A grid of windows cut into blocks of neighbours: the big chunks.
@@ -237,6 +243,35 @@ class ChunkGrid:
         row, column = divmod(within, min(band, columns - number * band))
         top, left = row * self.block[0], (number * band + column) * self.block[1]
         return top, min(top + self.block[0], self.shape[0]), left, min(left + self.block[1], self.shape[1])
+
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        """The block of neighbouring chunks that one of `n_loaders` is to read, at a chunk that is the first of its row.
+
+        Returns (rows, columns) of the block, and how many chunks on the next row of the band begins. Blocks are cut so that
+        there is one for each loader, and what windows at their edges share is least: as long stripes beside each other where
+        the band is wide, and where it is not, below each other too.
+        """
+        rows, columns = self.chunks_shape
+        band = self.band or columns
+        left = chunk // (rows * band) * band
+        step = min(band, columns - left)
+        rows_left = rows - (chunk - left * rows) // step
+        block = min(self._edges(stripes, step, n_loaders) for stripes in range(1, min(n_loaders, step) + 1))[1:]
+        return min(block[0], rows_left), block[1], step
+
+    def _edges(self, stripes: int, step: int, n_loaders: int) -> tuple[float, int, int]:
+        """What cutting a band into so many stripes costs, in parts of its area, and the (rows, columns) of their blocks.
+
+        An edge costs what one window's width or height is of the whole. Where there is a stripe for each loader, they go on to
+        the block below their own, and edges between those cost nothing.
+        """
+        rows, columns = self.chunks_shape[0], -(-step // stripes)
+        stripes = -(-step // columns)
+        deep = -(-n_loaders // stripes)
+        height = min(-(-_BLOCK_ROWS // self.block[0]), -(-rows // deep))
+        across = (stripes - 1) / (step * self.block[1])
+        down = 0.0 if stripes == n_loaders else (-(-rows // height) - 1) / self.shape[0]
+        return across + _FAR_APART * down, height, columns
 
     def n_windows(self, chunk: int) -> int:
         """How many windows a chunk holds."""

@@ -49,6 +49,13 @@ class Chunks(Protocol):
         """How many windows a chunk holds."""
         ...
 
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        """The block of neighbouring chunks that one of so many loaders is to read, at a chunk that is the first of its row.
+
+        (rows, columns) of it, and how many chunks on the next row begins.
+        """
+        ...
+
     def chunk_of(self, index: Int64Array) -> Int64Array:
         """The chunks that hold the windows with these places in the plan, (n,) int64."""
         ...
@@ -186,6 +193,10 @@ class SampledChunks:
     def n_windows(self, chunk: int) -> int:
         """How many windows a chunk holds."""
         return len(self._of.rows_of(chunk))
+
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        """They lie in no rows: each is a block of its own, and the next follows."""
+        return 1, 1, 1
 
     def chunk_of(self, index: Int64Array) -> Int64Array:
         """The chunks that hold these windows."""

@@ -41,6 +41,13 @@ class SlidePlan(Protocol):
         """How many windows one holds."""
         ...
 
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        """The block of neighbouring chunks that one of so many loaders is to read, at a chunk that is the first of its row.
+
+        (rows, columns) of it, and how many chunks on the next row begins.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -53,6 +60,8 @@ class Limits:
     """Slides being opened, or open and not yet leased to their end, for each loader."""
     open_patients: int = 64
     """Patients begun and not finished, publication included."""
+    loaders: int = 1
+    """How many there will be; where more have come, those count."""
 
 
 @dataclass(frozen=True)

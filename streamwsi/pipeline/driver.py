@@ -90,6 +90,7 @@ class Driver:
                 loader_credits=job.execution.loader_credits,
                 collector_credits=job.execution.collector_credits,
                 writer_credits=job.execution.writer_credits,
+                loaders=job.execution.loaders,
             ),
             [branch.rules for branch in self._branches],
         )

@@ -12,18 +12,20 @@ that need it, and from there goes each branch's own way: a lease has a delivery 
 is sent to all, a delivery holds a collector's until it is collected, a writer's from being sent until it is committed; a slow
 stage so slows those before it, and a slow branch the others. What a worker that died held is leased again under a new number,
 for the branches that need it, and what is still said of the old one is ignored; the living hold what the dead had given them on
-top of their credit until they are done with it. The first slide with chunks to lease comes first. Memory grows with the slides
-in flight; of finished ones nothing is kept.
+top of their credit until they are done with it. The first slide with chunks to lease comes first, and of its chunks each loader
+takes neighbours (:mod:`streamwsi.pipeline.blocks`). Memory grows with the slides in flight; of finished ones nothing is kept.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from streamwsi.pipeline.blocks import Block, Blocks
 from streamwsi.pipeline.decisions import (
     DEATHS_OF_POISON,
     OPENING,
@@ -118,10 +120,10 @@ class _Slide:
     """The loader that opens it."""
     queued: bool = False
     """It stands among those with chunks to lease."""
-    next: int = 0
-    """No chunk from this one on was leased since its patient was opened."""
+    blocks: Blocks | None = None
+    """Its chunks that were not leased since its patient was opened; None while it has no plan."""
     again: list[int] = field(default_factory=list)
-    """A heap: chunks before `next` to lease again."""
+    """A heap: chunks to lease again."""
     leases: set[int] = field(default_factory=set)
 
     @property
@@ -255,7 +257,7 @@ class Scheduler:
         self._unresolved: list[SlideKey] = []
         """A heap: slides to open, and some that need not be any more."""
         self._runnable: list[SlideKey] = []
-        """A heap: slides with chunks to lease, and some without."""
+        """Slides with chunks to lease, and some without, in order."""
         self._read: deque[_Lease] = deque()
         """Chunks that wait to be sent."""
         self._suspicions: dict[Suspect, int] = {}
@@ -315,7 +317,7 @@ class Scheduler:
         state.stage = _Stage.OPEN
         for slide in state.slides:
             state.share(slide).committed = ChunkSet(committed.get(slide.key[1], ()))
-            slide.next, slide.again = 0, []
+            slide.blocks, slide.again = self._blocks_of(slide), []
             # A slide that was open before its writer died keeps its plan. Any other is opened by a loader, also where the
             # journal knows it: it must be seen to be the same still.
             if slide.plan is not None:
@@ -331,6 +333,7 @@ class Scheduler:
             return
         self._resolved_by(slide)
         slide.plan = plan
+        slide.blocks = self._blocks_of(slide)
         self._queue(slide)
         self._advance_all(slide)
 
@@ -547,16 +550,8 @@ class Scheduler:
             self._decisions.append(Resolve(loader, slide.key))
 
     def _lease_chunks(self) -> None:
-        while (loader := self._free_loader(self._loaders, self._limits.loader_credits)) is not None:
-            found = self._next_chunk()
-            if found is None:
-                return
-            slide, chunk, branches = found
-            if chunk in slide.again:
-                slide.again.remove(chunk)
-                heapq.heapify(slide.again)
-            else:
-                slide.next += 1
+        while found := self._next_chunk():
+            loader, slide, chunk, branches = found
             lease = _Lease(self._next_lease, slide, chunk, loader, {branch: _Delivery() for branch in branches})
             self._next_lease += 1
             self._leases[lease.number] = lease
@@ -573,37 +568,84 @@ class Scheduler:
         loader = min(load, key=load.__getitem__, default=None)
         return loader if loader is not None and load[loader] < limit else None
 
-    def _next_chunk(self) -> tuple[_Slide, int, list[int]] | None:
-        """The chunk to lease next, and the branches that need it.
+    def _next_chunk(self) -> tuple[str, _Slide, int, list[int]] | None:
+        """A loader that is free, the chunk that it takes, and the branches that need it.
 
-        A suspected one comes before all others, then the first of the first slide that has any.
+        A suspected chunk comes before all others.
         """
+        loader = self._free_loader(self._loaders, self._limits.loader_credits)
+        if loader is None:
+            return None
         for key, chunk in self._suspicions:
             slide = self._slides[key]
             if chunk in slide.again and self._all_open(slide) and (branches := self._takers(slide, chunk)):
-                return slide, chunk, branches
-        while self._runnable:
-            first = self._slides.get(self._runnable[0])
-            if first is not None and (found := self._first_chunk(first)) is not None:
-                return first, *found
-            heapq.heappop(self._runnable)
-            if first is not None:
-                first.queued = False
+                slide.again.remove(chunk)
+                heapq.heapify(slide.again)
+                return loader, slide, chunk, branches
+        if found := self._chunk_for(loader):
+            return loader, *found
+        # Others may still have some of their own
+        for other in sorted(self._loaders, key=self._loaders.__getitem__) if self._runnable else ():
+            idle = not self._loaders[other] and not self._resolving[other]
+            free = idle if self._suspicions else self._loaders[other] < self._limits.loader_credits
+            if other != loader and free and (found := self._chunk_for(other)):
+                return other, *found
         return None
 
-    def _first_chunk(self, slide: _Slide) -> tuple[int, list[int]] | None:
-        """The chunk of a slide to lease next, the first of `again` or `next`, and the branches that need it."""
-        if slide.plan is None or not self._all_open(slide):
+    def _chunk_for(self, loader: str) -> tuple[_Slide, int, list[int]] | None:
+        """The chunk that a loader takes next, of the first slide that has any for it, and the branches that need it."""
+        n_loaders = max(self._limits.loaders, len(self._loaders))
+        for key in list(self._runnable):
+            slide = self._slides.get(key)
+            if slide is not None and (found := self._chunk_of(slide, loader, n_loaders)) is not None:
+                return slide, *found
+            self._unqueue_if_done(key)
+        # What others have credit for is as good as theirs already, unless this one would have nothing to do
+        least = 2 * self._limits.loader_credits if self._loaders[loader] else 1
+        for key in list(self._runnable):
+            blocks = self._slides[key].blocks
+            while blocks is not None and (part := blocks.part_for(loader, least, self._next_lease)) is not None:
+                if (found := self._take(self._slides[key], part)) is not None:
+                    return self._slides[key], *found
+            self._unqueue_if_done(key)
+        return None
+
+    def _unqueue_if_done(self, key: SlideKey) -> None:
+        """Take a slide out of those with chunks to lease, if it has none."""
+        slide = self._slides.get(key)
+        wanted = slide is not None and not slide.failed and not slide.closed and self._all_open(slide)
+        if wanted and slide is not None and slide.blocks is not None and not slide.blocks.empty:
+            return
+        self._runnable.remove(key)
+        if slide is not None:
+            slide.queued = False
+
+    def _chunk_of(self, slide: _Slide, loader: str, n_loaders: int) -> tuple[int, list[int]] | None:
+        """The chunk of a slide that a loader takes next, what is to be done again first, and the branches that need it."""
+        if slide.blocks is None or not self._all_open(slide):
             return None
         while slide.again:
-            if branches := self._takers(slide, slide.again[0]):
-                return slide.again[0], branches
-            heapq.heappop(slide.again)
-        while slide.next < len(slide.plan):
-            if branches := self._takers(slide, slide.next):
-                return slide.next, branches
-            slide.next += 1
+            chunk = heapq.heappop(slide.again)
+            if branches := self._takers(slide, chunk):
+                return chunk, branches
+        while (block := slide.blocks.block_for(loader, n_loaders, self._next_lease)) is not None:
+            if (found := self._take(slide, block)) is not None:
+                return found
         return None
+
+    def _take(self, slide: _Slide, block: Block) -> tuple[int, list[int]] | None:
+        """The next chunk of a block that any branch needs, and those that do; None: the block is done."""
+        while len(block):
+            chunk = block.next
+            block.taken += 1
+            if branches := self._takers(slide, chunk):
+                return chunk, branches
+        return None
+
+    def _blocks_of(self, slide: _Slide) -> Blocks | None:
+        """All its chunks, to be leased; near the order of the plan where it is asked in that order whether they are enough."""
+        asks = any(self._branches[branch].rules.ask_finished for branch in slide.shares)
+        return None if slide.plan is None else Blocks(slide.plan, self._limits.loader_credits if asks else None)
 
     def _takers(self, slide: _Slide, chunk: int) -> list[int]:
         """The branches that need a chunk and have no delivery of it."""
@@ -711,7 +753,7 @@ class Scheduler:
     def _queue(self, slide: _Slide) -> None:
         if not slide.queued and not slide.closed and not slide.failed:
             slide.queued = True
-            heapq.heappush(self._runnable, slide.key)
+            insort(self._runnable, slide.key)
 
     def _resolved_by(self, slide: _Slide) -> None:
         if slide.resolving in self._resolving:
@@ -779,6 +821,8 @@ class Scheduler:
                 if delivery.step is not _Step.COLLECTED:
                     self._lease_again(lease, branch)
         for slide in self._slides.values():
+            if slide.blocks is not None:
+                slide.blocks.loader_went(name)
             if slide.resolving == name:
                 slide.resolving = None
                 heapq.heappush(self._unresolved, slide.key)

@@ -44,6 +44,9 @@ class Plan(tuple[int, ...]):
     def n_windows(self, chunk: int) -> int:
         return self[chunk]
 
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        return 1, 1, 1
+
 
 @dataclass(eq=False)
 class Worker:

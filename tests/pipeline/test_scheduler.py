@@ -56,12 +56,20 @@ class Slide:
     """The chunk that cannot be read, or OPENING."""
     poison: tuple[str, int] | None = None
     """(role, chunk): what the chunk, or OPENING, ends whenever one works on it."""
+    columns: int = 1
+    """How many chunks lie side by side, where that divides them."""
+    rows: int = 2
+    """Of the blocks that they are read in."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def n_windows(self, chunk: int) -> int:
         return self.windows[chunk]
+
+    def block_at(self, chunk: int, n_loaders: int) -> tuple[int, int, int]:
+        columns = self.columns if len(self) % self.columns == 0 else 1
+        return min(self.rows, (len(self) - chunk) // columns), -(-columns // n_loaders), columns
 
 
 @dataclass(frozen=True)
@@ -541,6 +549,56 @@ def sent(world: World, n_chunks: int) -> World:
         world.work_off("loader")
     assert len(world.log(Send)) == n_chunks
     return world
+
+
+# ---- who reads what
+
+
+def of_columns(columns: int, rows: int) -> list[Patient]:
+    return [Patient((Slide((1,) * (columns * rows), columns=columns, rows=6),))]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_one_loader_reads_in_the_order_of_the_plan(columns: int) -> None:
+    world = world_of(of_columns(columns, 12))
+    world.finish()
+    assert [order.chunk for order in world.log(Read)] == list(range(columns * 12))
+
+
+def test_each_loader_reads_its_own_columns() -> None:
+    world = world_of(of_columns(2, 12), counts={"loader": 2})
+    world.finish()
+    readers = {order.chunk % 2: order.loader for order in world.log(Read)[:-8]}  # in the end they share what is left
+    assert len(set(readers.values())) == 2
+    assert all(order.loader == readers[order.chunk % 2] for order in world.log(Read)[:-8])
+
+
+def test_the_columns_of_a_loader_that_dies_are_read_by_others() -> None:
+    world = world_of(of_columns(2, 12), Limits(loader_credits=2, loaders=2), counts={"loader": 2})
+    world.run(unless=lambda: len(world.log(Read)) >= 8)
+    dead, other = world.of("loader")
+    world.kill(dead.name)
+    world.run()
+    assert world.scheduler.done
+    assert world.journals[0] == {(0, chunk) for chunk in range(24)}
+    assert {order.loader for order in world.log(Read)[8:]} <= {dead.name, other.name}
+
+
+@pytest.mark.parametrize("ask", [False, True])
+@pytest.mark.parametrize("loaders", [2, 3, 8])
+def test_loaders_do_not_leave_chunks_far_behind(loaders: int, ask: bool) -> None:
+    columns, rows = 2, 300
+    world = world_of(of_columns(columns, rows), Limits(loaders=loaders), ask=ask, counts={"loader": loaders})
+    order_of_events = random.Random(loaders)
+    while not world.scheduler.done:
+        world.run(order_of_events)
+    read, first = set(), 0
+    for order in world.log(Read):
+        read.add(order.chunk)
+        while first in read:
+            first += 1
+        assert len(read) - first <= 2 * loaders * columns * 6
+    assert max(world.reads.values()) == 1 and first == columns * rows
 
 
 # ---- credits
@@ -1205,6 +1263,7 @@ slides = st.builds(
     poison=st.one_of(
         st.none(), st.none(), st.none(), st.tuples(st.sampled_from(["loader", "collector"]), st.integers(OPENING, 4))
     ),
+    columns=st.integers(1, 3),
 )
 some_patients = st.builds(
     Patient,

@@ -206,7 +206,7 @@ class Grid:
         return Windows(index, start, xy, np.stack(sizes, axis=1))
 
 
-_BLOCK_ROWS = 64
+_BLOCK_ROWS = 128
 """Of windows in a block of chunks, where there are as many: what it shares with those above and below is small beside it."""
 _FAR_APART = 1.5
 """How much worse an edge between blocks below each other is: loaders are further apart there in the order of the plan."""

@@ -66,7 +66,7 @@ def test_chunks_in_no_rows_come_in_the_order_of_the_plan_for_any_number_of_loade
 
 @pytest.mark.parametrize("n_loaders", [2, 3, 4])
 def test_each_loader_keeps_to_its_columns(n_loaders):
-    grid = ChunkGrid((16000, 144), (8, 12))
+    grid = ChunkGrid((16000, 288), (8, 24))
     blocks, columns = Blocks(grid), defaultdict(set)
     for now in range(len(grid)):
         name = f"loader-{now % n_loaders}"

@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,7 @@ import zmq
 
 from streamwsi.errors import ConfigError, WireError
 from streamwsi.wire import hosts
+from streamwsi.wire.folders import hold, make_folder
 from streamwsi.wire.keys import RunKeys
 from streamwsi.wire.messages import AnyMessage, Codec, Message
 
@@ -74,7 +74,7 @@ def make_address(transport: str, host: str = hosts.LOOPBACK, keys: RunKeys | Non
     refusals = []
     for parent in (None, _SHORT_PARENT):
         try:
-            folder = tempfile.mkdtemp(prefix="streamwsi-", dir=parent)
+            folder = make_folder(parent)
         except OSError as error:
             refusals.append(str(error))
             continue
@@ -103,6 +103,7 @@ class Context:
         self.codec = Codec(address.keys.message_key)
         self._zmq = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
+        self._held = hold(address.folder) if address.folder else None
         self.refused = 0
         """Messages that were not of this run, or malformed. (ZeroMQ itself drops the peer that sends an oversized frame.)"""
 
@@ -118,6 +119,7 @@ class Context:
             self._authenticator.stop()
             self._authenticator = None
         self._zmq.destroy(linger=0)
+        self._let_go()
 
     def finish(self) -> None:
         """End once everything that was sent has left, or a socket's time to linger is over."""
@@ -125,6 +127,12 @@ class Context:
             self._authenticator.stop()
             self._authenticator = None
         self._zmq.destroy(linger=2000)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def until_refused(self, times: int) -> Iterator[None]:
         """Goes on until so many more messages were refused."""

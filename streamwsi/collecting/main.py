@@ -224,6 +224,7 @@ class _Collector:
                 except PieceError as error:
                     raise PieceError(f"{self._where(work, result.windows)}: {error}") from error
                 self._spec = work.rows.spec
+                result.value = value = None  # it may be a view of the pixels, whose slot is free again
             if step.last:
                 self._outputs.send(work.writer, *pieces_message(work))
         if step.last:

@@ -162,7 +162,8 @@ def _content(source: Any, level: ValueLevel) -> str:
         return fingerprint(source)
     whole = hashlib.blake2b(f"{level.axes} {level.shape} {level.dtype}".encode(), digest_size=16)
     if isinstance(source, np.ndarray):
-        whole.update(np.ascontiguousarray(source).tobytes())
+        flat: Any = np.ascontiguousarray(source).reshape(-1).view(np.uint8)
+        whole.update(flat)  # and no copy of it: it may be mapped, and large
     else:
         width, height = level.extent
         for number in range(_SAMPLES):

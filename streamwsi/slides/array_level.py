@@ -76,13 +76,19 @@ class ArrayLevel:
         return index
 
     def _tile(self) -> tuple[int, int] | None:
-        cuts = [self._source.cuts(self.axes.index(axis)) for axis in "xy"]
         if not getattr(self._source.array, "chunks", None):
             return None
-        width, height = (
-            -(-_SMALLEST_TILE_PX // cut.size) * cut.size if cut.size < _SMALLEST_TILE_PX else cut.size for cut in cuts
-        )
-        return width, height
+        return read_at_once(self._source, self.axes.index("x"), self.axes.index("y"))
+
+
+def read_at_once(source: Source, x: int, y: int) -> tuple[int, int]:
+    """(width, height) of what is read at once, along those axes: a chunk of the storage, several where they are small."""
+    width, height = source.cuts(x).size, source.cuts(y).size
+    return _at_least(width), _at_least(height)
+
+
+def _at_least(size: int) -> int:
+    return -(-_SMALLEST_TILE_PX // size) * size if size < _SMALLEST_TILE_PX else size
 
 
 def _named(axes: Sequence[str]) -> str:

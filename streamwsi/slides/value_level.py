@@ -15,12 +15,11 @@ import numpy as np
 from streamwsi.addresses import AXES
 from streamwsi.arrays.sources import AnyArray, Source
 from streamwsi.errors import SlideError
+from streamwsi.slides.array_level import read_at_once
 from streamwsi.slides.reader import Rectangle
 
 _UNCUT_PX = 1024
 """Side of what is read at once of storage that is not cut into chunks."""
-_SMALLEST_TILE_PX = 128
-"""Chunks with a shorter side are read several at a time."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,4 @@ class ValueLevel:
             return None
         if not getattr(self._source.array, "chunks", None):
             return _UNCUT_PX, _UNCUT_PX
-        width, height = (self._source.cuts(self._own.index(axis)).size for axis in "XY")
-        return (
-            -(-_SMALLEST_TILE_PX // width) * width if width < _SMALLEST_TILE_PX else width,
-            -(-_SMALLEST_TILE_PX // height) * height if height < _SMALLEST_TILE_PX else height,
-        )
+        return read_at_once(self._source, self._own.index("X"), self._own.index("Y"))

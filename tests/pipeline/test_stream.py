@@ -342,8 +342,9 @@ def test_a_pass_that_is_through_stays_through(in_the_middle: Callable[..., sw.St
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 import streamwsi as sw
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in a shell's background
 dataset = sw.Dataset.from_paths([sys.argv[1]])
 stream = sw.stream(sw.SlidingWindowLoader(dataset, 64), chunk_px=1 << 18)
 begun = iter(stream)
@@ -377,12 +378,15 @@ def test_the_end_of_the_users_process_leaves_nothing(
     bundled: Path, tmp_path: Path, number: signal.Signals | None, code: str, expected: int
 ) -> None:
     process = script(bundled, tmp_path / "t", code)
-    assert process.stdout is not None and process.stdout.readline() == "going\n", process.communicate()[1]
-    loaders = workers_of(process.pid, "loader") if number is not None else []
-    if number is not None:
-        assert loaders
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "going\n", process.communicate()[1]
+        loaders = workers_of(process.pid, "loader") if number is not None else []
+        if number is not None:
+            assert loaders
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()  # where it did not end, it must not outlive the test
     assert process.returncode == expected, errors
     until = time.monotonic() + 10
     while any(loader.is_running() for loader in loaders) or list((tmp_path / "t").glob("streamwsi-*")):

@@ -15,7 +15,7 @@ import click
 
 from benchmarks.contestants import HAS_TORCH
 from benchmarks.experiments import EXPERIMENTS, Setting
-from benchmarks.measure import elsewhere, machine, table
+from benchmarks.measure import compile_package, elsewhere, machine, table
 from benchmarks.slides import Slides, default_folder, parsed_size
 
 DEFAULT_SIZE = "65536x57344"
@@ -45,6 +45,7 @@ def main(
 
     All contestants run on the same slides, in turn, several times; each ratio is one of two that ran in the same round.
     """
+    compile_package()
     width, height = size or parsed_size(BRIEF_SIZE if quick else DEFAULT_SIZE)
     folder = slides or default_folder()
     setting = Setting(Slides(folder, width, height), rounds or (1 if quick else 3), quick, click.echo)

@@ -24,7 +24,7 @@ from torch import nn
 
 import streamwsi as sw
 from benchmarks.contestants import OpenSlideWindows, region_windows, stream
-from benchmarks.measure import Row, Spread, Timing, available_cpus, interleaved, ratio, table, without
+from benchmarks.measure import Row, Spread, Timing, available_cpus, compile_package, interleaved, ratio, table, without
 from benchmarks.slides import default_folder, write_slide
 
 KERNEL = 256
@@ -143,6 +143,7 @@ def _wait(device: str) -> None:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all figures.")
 def main(size: int, single_size: int, batch_size: int, rounds: int, device: str, windows: int, json_file: Path | None) -> None:
     """A model on a GPU: how much of what the GPU can take it is given."""
+    compile_package()
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     slide, single = folder / f"gpu-{size}.tiff", folder / f"gpu-{single_size}.tiff"

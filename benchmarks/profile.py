@@ -24,7 +24,7 @@ import numpy as np
 import benchmarks.collectors
 from benchmarks.collectors import touch
 from benchmarks.contestants import BATCH_SIZE, Tiles
-from benchmarks.measure import available_cpus, machine
+from benchmarks.measure import available_cpus, compile_package, machine
 from benchmarks.slides import TILE_PX, Slides, default_folder, parsed_size, read_into_page_cache
 from benchmarks.watching import Seen, heatmap_command, watch
 from streamwsi.slides.reader import open_slide
@@ -212,6 +212,7 @@ def _touch_some(kernel: int) -> int:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all figures.")
 def main(size: tuple[int, int], kernel: int, stride: int, reader: str, slides: Path | None, json_file: Path | None) -> None:
     """Where the time of a run goes, stage by stage."""
+    compile_package()
     built = Slides(slides or default_folder(), *size)
     about = machine()
     found = profile_run(built.large, built.single, kernel, stride, reader)

@@ -81,13 +81,13 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     collectors: int = 1
     writers: int = 1
     threads: int = 0
-    """Decode threads of each loader; 0: one per processor that this process may use, shared among the loaders."""
+    """Decode threads of each loader; 0: as many as suit the processors that this process may use."""
     devices: tuple[str, ...] = ()
     """Dealt to the collectors in turn; empty: every collector's device is None."""
     chunk_px: int = CHUNK_PX
     """Pixels of a big chunk, about; a chunk holds at least one window."""
     loader_credits: int = 0
-    """Chunks a loader may hold, being read or waiting to be sent; 0: one more than its threads."""
+    """Chunks a loader may hold, being read or waiting to be sent; 0: as many as suit its threads."""
     collector_credits: int = 2
     """Chunks a collector may hold: one it works on, the others on their way."""
     writer_credits: int = 16

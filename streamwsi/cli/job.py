@@ -280,7 +280,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     )
     loaders: Annotated[_AtLeastOne | None, About("Loader processes. Default: one for every four processors.", example=1)] = None
     threads: Annotated[
-        _AtLeastOne | None, About("Decode threads of each loader. Default: the processors, shared among loaders.", example=8)
+        _AtLeastOne | None,
+        About("Decode threads of each loader. Default: its share of processors; alone, one more.", example=8),
     ] = None
     writers: Annotated[_AtLeastOne, About("Writer processes.")] = 1
     chunk_px: Annotated[_Pixels, About("Pixels of a big chunk, about.")] = CHUNK_PX

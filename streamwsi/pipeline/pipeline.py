@@ -41,7 +41,7 @@ from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
 from streamwsi.pipeline.map_checks import check_maps, most_chunk_px
-from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_startup, loaders_and_threads, window_px
+from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_sizes, loader_startup, window_px
 from streamwsi.pipeline.report import Report
 from streamwsi.sampling.description import description_of
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
@@ -81,7 +81,8 @@ class Pipeline:
         Windows in a batch, at most; by default the collector's. Of several collectors, `collectors`, `devices` and `batch_size`
         may be given by name, ``{"features": 64}``; those that are not named have the default.
     threads
-        Decode threads of each loader; by default the processors there are, shared among the loaders.
+        Decode threads of each loader; by default the processors there are, shared among the loaders, and one more for a single
+        loader.
     chunk_px
         Pixels of a big chunk, about; with a MapStreamWriter at most 4 million of the map, or those of a batch.
     collector_credits, writer_credits, loader_credits
@@ -164,15 +165,15 @@ class Pipeline:
         if writer.options.maps is not None:
             check_maps(writer.options.maps, loader)
             chunk_px = min(chunk_px, most_chunk_px(writer.options.maps, loader, max(part.batch_size for part in self._parts)))
-        loaders, threads = loaders_and_threads(loaders, threads)
+        sizes = loader_sizes(loaders, threads)
         self._loader, self._writer = loader, writer
         self._quiet, self._overwrite = quiet, overwrite
         self._execution = Execution(
-            loaders=loaders,
+            loaders=sizes.loaders,
             writers=count(writers, "writers"),
-            threads=threads,
+            threads=sizes.threads,
             chunk_px=chunk_px,
-            loader_credits=threads + 1 if loader_credits is None else count(loader_credits, "loader_credits"),
+            loader_credits=sizes.credits if loader_credits is None else count(loader_credits, "loader_credits"),
             collector_credits=count(collector_credits, "collector_credits"),
             writer_credits=count(writer_credits, "writer_credits"),
             tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),

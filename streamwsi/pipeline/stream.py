@@ -33,7 +33,7 @@ from streamwsi.loading.transforms import TransformError, transformed
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.pipeline.decisions import DEATHS_OF_POISON, CloseSlide, Read, Resolve, SlideKey
 from streamwsi.pipeline.processes import Worker, describe_exit
-from streamwsi.pipeline.reading import chunk_bytes, loader_startup, loaders_and_threads
+from streamwsi.pipeline.reading import chunk_bytes, loader_sizes, loader_startup
 from streamwsi.pipeline.stream_crew import Crew, CrewOptions
 from streamwsi.pipeline.stream_mixer import Mixer
 from streamwsi.pipeline.stream_order import Draw, random_of
@@ -126,11 +126,13 @@ def stream(
         A slide that cannot be opened, or of which something cannot be read: ``"raise"`` SlideError when its turn comes, or
         ``"skip"`` what is left of it, with a warning.
     loaders, threads
-        Processes that read, and decode threads of each; by default a thread for each processor, and a process for every four.
+        Processes that read, and decode threads of each; by default a process for every four processors, with a thread
+        for each, and one more where there is one process.
     chunk_px
         Pixels of a big chunk, about.
     chunks_ahead
-        Chunks that are read before they are asked for; by default one more than there are threads, for each loader, and one.
+        Chunks that are read before they are asked for; by default one more than there are processors, for each
+        loader, and one.
     tile_cache_mb
         Decoded tiles that a loader keeps for other chunks, in MB.
     max_restarts
@@ -148,7 +150,7 @@ def stream(
     """
     if not isinstance(loader, WindowLoader):
         raise ConfigError(f"loader must be a WindowLoader, got {type(loader).__name__}")
-    loaders, threads = loaders_and_threads(loaders, threads)
+    sizes = loader_sizes(loaders, threads)
     return Stream(
         loader,
         StreamOptions(
@@ -158,10 +160,11 @@ def stream(
             new_draw=bool(new_draw),
             shard=_shard(shard),
             skip_bad_slides=one_of(on_bad_slide, ("raise", "skip"), "on_bad_slide") == "skip",
-            loaders=loaders,
-            threads=threads,
+            loaders=sizes.loaders,
+            threads=sizes.threads,
+            loader_credits=sizes.credits,
             chunk_px=count(chunk_px, "chunk_px"),
-            chunks_ahead=loaders * (threads + 1) + 1 if chunks_ahead is None else count(chunks_ahead, "chunks_ahead"),
+            chunks_ahead=sizes.loaders * sizes.credits + 1 if chunks_ahead is None else count(chunks_ahead, "chunks_ahead"),
             tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
             max_restarts=at_least(max_restarts, 0, "max_restarts"),
             transport=one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport"),
@@ -181,6 +184,7 @@ class StreamOptions:
     skip_bad_slides: bool
     loaders: int
     threads: int
+    loader_credits: int
     chunk_px: int
     chunks_ahead: int
     tile_cache_bytes: int
@@ -329,7 +333,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
             slides = [slides[place] for place in order.permutation(len(slides)).tolist()]
             draw = Draw(OPEN_SLIDES, chunks)
             self._cutter = Mixer(options.batch_size, options.pool_chunks, windows)
-        self._schedule = StreamSchedule(slides, draw, options.chunks_ahead, options.threads + 1, crew.leases, options.shard)
+        self._schedule = StreamSchedule(slides, draw, options.chunks_ahead, options.loader_credits, crew.leases, options.shard)
         self._resolved: dict[SlideKey, ResolvedSlide] = {}
         self._arrived: dict[int, ChunkWork] = {}
         self._error: Exception | None = None

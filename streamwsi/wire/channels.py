@@ -334,8 +334,7 @@ class Wakeup:
     def clear(self) -> None:
         """Forget what was set."""
         with contextlib.suppress(BlockingIOError):
-            while self._receiver.recv(4096):
-                pass
+            self._receiver.recv(4096)  # should there be more, the next Poll ends at once
 
     def close(self) -> None:
         """Close both ends."""
@@ -353,15 +352,15 @@ class Poll:
 
     def __init__(self, *channels: ControlServer | ControlClient | DataInput | Wakeup) -> None:
         self._poller = zmq.Poller()
-        self._wakeups = [channel for channel in channels if isinstance(channel, Wakeup)]
+        self._wakeups = {channel.socket.fileno(): channel for channel in channels if isinstance(channel, Wakeup)}
         for channel in channels:
             self._poller.register(channel.socket, zmq.POLLIN)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when something has arrived, or after `timeout_s` seconds (None: never before)."""
-        self._poller.poll(None if timeout_s is None else max(0, round(timeout_s * 1000)))
-        for wakeup in self._wakeups:
-            wakeup.clear()
+        for found, _ in self._poller.poll(None if timeout_s is None else max(0, round(timeout_s * 1000))):
+            if isinstance(found, int):  # what is no ZeroMQ socket comes back as its descriptor
+                self._wakeups[found].clear()
 
 
 def folder_of(address: Address) -> Path | None:

@@ -1,4 +1,4 @@
-"""Batches, each made ready while the one before it is being processed.
+"""Batches, each made ready while the one before it is being processed, where that gains anything.
 
 In: chunks, as they arrive.  Out: their batches, in order.  Windows that overlap are copied together, once; those that lie side
 by side in their chunk are a batch as they are.
@@ -6,12 +6,14 @@ by side in their chunk are a batch as they are.
 
 from __future__ import annotations
 
-import sys
+import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,17 @@ from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
 from streamwsi.paired import AnyArray
 from streamwsi.resolved import ResolvedSlide
+from streamwsi.reused import idle
+
+_T = TypeVar("_T")
+_Copy = Callable[[], _T]
+"""Gives what is copied: does it now, or waits until another thread has."""
+
+
+_TIME_LEFT = 0.02
+"""Waiting for chunks for so much of the time, a collector has time to copy."""
+_NEWS = 0.1
+"""What the last chunk counts for in that."""
 
 
 @dataclass(eq=False)
@@ -57,19 +70,18 @@ class Step:
     """The chunk's rows that are in it; none where nothing of the chunk could be read."""
     last: bool
     """It is the chunk's last."""
-    _pixels: UInt8Array | Future[UInt8Array] | None
-    _paired: Future[dict[str, AnyArray]] | None = None
+    _pixels: _Copy[UInt8Array] | None
+    _paired: _Copy[dict[str, AnyArray]] | None = None
 
     def batch(self) -> Batch:
         """The batch, ready. Call it once."""
-        found, self._pixels = self._pixels, None
-        if found is None:
+        pixels, self._pixels = self._pixels, None
+        paired, self._paired = self._paired, None
+        if pixels is None:
             raise RuntimeError("the batch was taken already, or nothing of its chunk could be read")
-        pixels = found.result() if isinstance(found, Future) else found
-        paired = {} if self._paired is None else self._paired.result()
-        self._paired = None
         chunk = self.work.chunk
-        return Batch(pixels, chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin, paired)
+        images = {} if paired is None else paired()
+        return Batch(pixels(), chunk.windows.take(self.members), self.work.slide, self.work.patient, chunk.margin, images)
 
 
 class BatchMemory:
@@ -79,36 +91,43 @@ class BatchMemory:
 
     def __init__(self) -> None:
         self._blocks: list[UInt8Array] = []
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> UInt8Array:
-        """(size,) uint8. Whoever holds a view of it holds the block."""
-        for place, references in enumerate(_references(self._blocks)):
-            if references == _IDLE_REFERENCES and len(self._blocks[place]) >= size:
-                return self._blocks[place][:size]
-        block = np.empty(size, np.uint8)
-        self._blocks = [*self._blocks[1 - self._MOST :], block]
-        return block[:size]
-
-
-def _references(blocks: list[UInt8Array]) -> list[int]:
-    """How many hold each block, and how many more for the counting itself, which differs between versions of Python."""
-    return [sys.getrefcount(block) for block in blocks]
-
-
-_IDLE_REFERENCES = _references([np.empty(1, np.uint8)])[0]
-"""To a block that nobody has but the list that it is counted in."""
+        """(size,) uint8. Whoever holds a view of it holds the block. From any thread."""
+        with self._lock:
+            for place, free in enumerate(idle(self._blocks)):
+                if free and len(self._blocks[place]) >= size:
+                    return self._blocks[place][:size]
+            block = np.empty(size, np.uint8)
+            self._blocks = [*self._blocks[1 - self._MOST :], block]
+            return block[:size]
 
 
 class Ahead:
-    """Cuts chunks into batches, and makes the next one ready in a thread of its own."""
+    """Cuts chunks into batches, and copies the next one in a thread of its own while one is being processed.
 
-    def __init__(self, batch_size: int) -> None:
+    With `always`, which is for batches that a device computes, or who knows what, that is so in any case. Else it is so while
+    whoever processes them is what limits. Who waits for chunks has time to copy a batch when it is its turn: a second thread
+    would take a processor from those who read the chunks, and the pixels would not be in the cache of the one that needs them.
+    `clock` gives seconds.
+    """
+
+    def __init__(self, batch_size: int, always: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._batch_size = batch_size
+        self._always = always
+        self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._memory = BatchMemory()
         self._arrived: deque[ChunkWork] = deque()
         self._members: Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]] = iter(())
         self._next: Step | None = None
+        self._begun: float | None = None
+        """When the present chunk was begun."""
+        self._waits_since: float | None = None
+        """Since when there has been no chunk."""
+        self._waits = 0.0
+        """The share of its time for which there is none, of late."""
 
     def add(self, work: ChunkWork) -> None:
         """A chunk has arrived."""
@@ -117,7 +136,10 @@ class Ahead:
     def take(self, more: Callable[[], object]) -> Step | None:
         """The next batch; None where no chunk is there. `more` is called for chunks to be added before there are none left."""
         step = self._next or self._prepare(more)
-        self._next = self._prepare(more) if step is not None else None
+        if step is None:
+            self._waits_since = self._waits_since or self._clock()
+            return None
+        self._next = self._prepare(more)
         return step
 
     def close(self) -> None:
@@ -131,16 +153,26 @@ class Ahead:
                 more()
             if not self._arrived:
                 return None
+            self._chunk_begins()
             self._members = self._cut(self._arrived.popleft())
             found = next(self._members)
         work, members, last = found
-        pixels: UInt8Array | Future[UInt8Array] | None = None
-        if len(members):
-            pixels = work.chunk.as_stacked(members)
-        if pixels is None and len(members):
-            pixels = self._thread.submit(work.chunk.stack, members, self._memory.take)
-        paired = self._thread.submit(work.chunk.stack_paired, members) if len(members) and work.chunk.paired else None
+        if not len(members):
+            return Step(work, members, last, None)
+        stacked = work.chunk.as_stacked(members)
+        pixels = self._copy(lambda: work.chunk.stack(members, self._memory.take)) if stacked is None else lambda: stacked
+        paired = self._copy(lambda: work.chunk.stack_paired(members)) if work.chunk.paired else None
         return Step(work, members, last, pixels, paired)
+
+    def _chunk_begins(self) -> None:
+        now = self._clock()
+        if self._begun is not None and now > self._begun:
+            waited = 0.0 if self._waits_since is None else now - self._waits_since
+            self._waits += (waited / (now - self._begun) - self._waits) * _NEWS
+        self._begun, self._waits_since = now, None
+
+    def _copy(self, copy: _Copy[_T]) -> _Copy[_T]:
+        return self._thread.submit(copy).result if self._always or self._waits < _TIME_LEFT else copy
 
     def _cut(self, work: ChunkWork) -> Iterator[tuple[ChunkWork, npt.NDArray[np.intp], bool]]:
         all_members = list(work.chunk.batch_rows(self._batch_size)) or [np.empty(0, np.intp)]

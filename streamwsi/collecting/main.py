@@ -98,7 +98,7 @@ class _Collector:
         self._outputs = DataOutputs(seat.context)
         self._wakeup = Wakeup()
         self._poll = Poll(seat.control, self._data, self._wakeup)
-        self._ahead = Ahead(options.batch_size)
+        self._ahead = Ahead(options.batch_size, always=options.device is not None)
         self._images = None if options.images is None else ImageRows(options.images, options.encode_threads)
         self._blending: MapBlending | None = None
         self._transforms: Transforms = {}

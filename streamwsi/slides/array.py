@@ -25,7 +25,7 @@ from streamwsi.slides.array_level import ArrayLevel
 from streamwsi.slides.reader import Part, Rectangle, TilesRead
 from streamwsi.slides.reduced import thumbnail_of
 from streamwsi.slides.tile_cache import TileCache
-from streamwsi.slides.tiles import has_own_rows, inside, is_own, place_of, targets, tiles_of
+from streamwsi.slides.tiles import inside, place_of, sharing, targets, tiles_of
 
 
 class ArrayReader:
@@ -128,9 +128,10 @@ class ArrayReader:
                 self._seen[number][tile] = True
             return self._read(here, number, place)
 
-        if is_own(place, own):
+        shared = sharing(place, own)
+        if shared is None:
             return read()
-        return self._cache.get((self._owner, number, *tile), read, passing=has_own_rows(place, own))
+        return self._cache.get((self._owner, number, *tile), read, not shared.rows, shared.chunks)
 
     def _read(self, here: ArrayLevel, number: int, place: Rectangle) -> UInt8Array:
         try:

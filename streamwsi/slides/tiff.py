@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,7 @@ from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tile_codecs import UnfitError
-from streamwsi.slides.tiles import has_own_rows, is_own, place_of, targets, tiles_of
+from streamwsi.slides.tiles import place_of, sharing, targets, tiles_of
 
 _READ_BYTES = 1 << 22
 """Of tiles that are read at once, at most."""
@@ -177,14 +178,13 @@ class TiffReader:
             for target, _, _ in wanted:
                 fill(target, self.openslide.background)
             return
-        if is_own(place, own):
+        shared = sharing(place, own)
+        if shared is None:
             tile = self._decode(file, number, row, column, self._scratch_of(level))
         else:
-            tile = self._cache.get(
-                (self._number, number, row, column),
-                lambda: self._decode(file, number, row, column, np.empty((*level.tile[::-1], 3), np.uint8)),
-                passing=has_own_rows(place, own),  # the chunk beside this one is read next, the one below after a row of them
-            )
+            key = (self._number, number, row, column)
+            decode = partial(self._decode, file, *key[1:])
+            tile = self._cache.get_into(key, decode, (*level.tile[::-1], 3), not shared.rows, shared.chunks)
         for target, rows, columns in wanted:
             target[...] = tile[rows, columns]
 

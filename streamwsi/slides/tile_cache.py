@@ -1,7 +1,7 @@
-"""Decoded tiles that more than one big chunk needs, for as long as there is room.
+"""Decoded tiles that more than one big chunk needs, until all of them have had it, or for as long as there is room.
 
-In: a key, and how to decode its tile.  Out: the tile, decoded once however many threads ask for it at a time.  Never holds more
-than its capacity, and one tile for each thread that decodes.
+In: a key, how to decode its tile, and how many need it.  Out: the tile, decoded once however many threads ask for it at a time.
+Never holds more than its capacity, and some tiles that are about to be used again and those that threads decode.
 """
 
 from __future__ import annotations
@@ -11,28 +11,38 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+import numpy as np
+
 from streamwsi.chunks import UInt8Array
+from streamwsi.reused import idle
 
 _PASSING_SHARE = 0.25
 """Of the capacity, what is for tiles that only the next chunk needs."""
+_MOST_FREE = 16
+"""Tiles whose memory waits to be used again."""
 
 
 class _Entry:
     """A tile that is there, or is being decoded."""
 
-    __slots__ = ("ready", "tile")
+    __slots__ = ("lent", "ready", "tile", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: int | None, lent: bool) -> None:
         self.ready = threading.Event()
         self.tile: UInt8Array | None = None
         """None until it is ready, and for good where it could not be decoded."""
+        self.wanted = wanted
+        """How often it is still to be asked for; None: who knows."""
+        self.lent = lent
+        """Its memory is the cache's, to be used again."""
 
 
 class TileCache:
     """The tiles decoded last, up to `capacity_bytes` of them. Shared by the readers and the threads of a process.
 
-    The oldest goes first, whether it was used or not: a tile is needed again within one row of chunks, and then no more. One
-    that only the next chunk needs is *passing*: no more than a quarter of the room is kept for such.
+    A tile goes when it was asked for as often as was said; and where there is no room, the oldest goes first, whether it was
+    used or not: a tile is needed again within one row of chunks, and then no more. One that only the next chunk needs is
+    *passing*: no more than a quarter of the room is kept for such.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -43,20 +53,42 @@ class TileCache:
         self._passing: OrderedDict[tuple[Hashable, ...], int] = OrderedDict()
         """Bytes of each passing tile that is there."""
         self._bytes = self._passing_bytes = 0
+        self._free: list[UInt8Array] = []
+        """Of tiles that have gone, the one that went last at the end: its memory may still be in the processor's cache."""
 
     def new_owner(self) -> int:
         """What tells a reader's tiles from those of others."""
         return next(self._owners)
 
-    def get(self, key: tuple[Hashable, ...], decode: Callable[[], UInt8Array], passing: bool = False) -> UInt8Array:
+    def get(
+        self, key: tuple[Hashable, ...], decode: Callable[[], UInt8Array], passing: bool = False, wanted: int | None = None
+    ) -> UInt8Array:
         """The tile called `key`, from the cache or from `decode`; not to be written to.
 
-        The key's first part says whose tile it is, see :meth:`forget`. Raises what `decode` raises.
+        The key's first part says whose tile it is, see :meth:`forget`. `wanted` is how often the tile will be asked for, this
+        time included, if that is known: it is kept no longer. Raises what `decode` raises.
         """
+        return self._get(key, decode, passing, wanted, lent=False)
+
+    def get_into(
+        self,
+        key: tuple[Hashable, ...],
+        decode: Callable[[UInt8Array], UInt8Array],
+        shape: tuple[int, ...],
+        passing: bool = False,
+        wanted: int | None = None,
+    ) -> UInt8Array:
+        """As :meth:`get`, in memory of the cache's: `decode` fills what it is given, uint8 of this shape, and returns it."""
+        return self._get(key, lambda: decode(self._room(shape)), passing, wanted, lent=True)
+
+    def _get(
+        self, key: tuple[Hashable, ...], decode: Callable[[], UInt8Array], passing: bool, wanted: int | None, lent: bool
+    ) -> UInt8Array:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
-                own = self._entries[key] = _Entry()
+                own = self._entries[key] = _Entry(wanted, lent)
+            self._asked_for(key, entry or own)
         if entry is not None:
             # A thread decodes one tile at a time, and waits for none meanwhile: this cannot go round in a circle.
             entry.ready.wait()
@@ -71,7 +103,7 @@ class TileCache:
             raise
         with self._lock:
             own.tile = tile
-            if self._entries.get(key) is own:  # not forgotten meanwhile
+            if self._entries.get(key) is own:  # it has not gone meanwhile
                 self._bytes += tile.nbytes
                 if passing:
                     self._passing[key] = tile.nbytes
@@ -79,6 +111,21 @@ class TileCache:
                 self._make_room()
         own.ready.set()
         return tile
+
+    def _asked_for(self, key: tuple[Hashable, ...], entry: _Entry) -> None:
+        if entry.wanted is not None:
+            entry.wanted -= 1
+            if entry.wanted <= 0:
+                self._remove(key)
+
+    def _room(self, shape: tuple[int, ...]) -> UInt8Array:
+        """Memory for a tile that nobody has: that of one that has gone, or new."""
+        with self._lock:
+            free = idle(self._free)
+            for place in reversed(range(len(free))):
+                if free[place] and self._free[place].shape == shape:
+                    return self._free.pop(place)
+        return np.empty(shape, np.uint8)
 
     def forget(self, owner: Hashable) -> None:
         """Let go of all tiles whose key begins with `owner`."""
@@ -101,6 +148,9 @@ class TileCache:
                 self._remove(key)
 
     def _remove(self, key: tuple[Hashable, ...]) -> None:
-        tile = self._entries.pop(key).tile
-        self._bytes -= 0 if tile is None else tile.nbytes
+        entry = self._entries.pop(key)
         self._passing_bytes -= self._passing.pop(key, 0)
+        if entry.tile is not None:
+            self._bytes -= entry.tile.nbytes
+            if entry.lent:
+                self._free = [*self._free[1 - _MOST_FREE :], entry.tile]

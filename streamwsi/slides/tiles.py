@@ -6,6 +6,7 @@ In: sizes of a level and its tiles, regions.  Out: which tiles, and where their 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.slides.reader import Part, Rectangle, fill
@@ -64,11 +65,26 @@ def targets(place: Rectangle, users: Sequence[Part]) -> list[tuple[UInt8Array, s
     return found
 
 
-def has_own_rows(place: Rectangle, own: Rectangle | None) -> bool:
-    """Whether nobody will read the rows of a tile again, but for what lies beside `own`."""
-    return own is None or (own[1] <= place[1] and place[3] <= own[3])
+class Sharing(NamedTuple):
+    """Who else needs a tile that a chunk needs."""
+
+    rows: bool
+    """Chunks above or below, which are read after a row of others; else only those beside it, which are read next."""
+    chunks: int | None
+    """How many need it, this one included; None where that is not known."""
 
 
-def is_own(place: Rectangle, own: Rectangle | None) -> bool:
-    """Whether nobody will read a tile again."""
-    return own is None or (has_own_rows(place, own) and own[0] <= place[0] and place[2] <= own[2])
+def sharing(place: Rectangle, own: Rectangle | None) -> Sharing | None:
+    """Who needs what a tile covers, besides the chunk that reads it; None where nobody does.
+
+    `own` is what no other chunk needs, between neighbours on each side of it: who reaches beyond it on one side is shared with
+    the neighbour there, and with two at a corner. One that reaches beyond it on opposite sides may be needed by more than the
+    neighbours, and so may any where there is nothing of its own.
+    """
+    if own is None:
+        return None
+    left, top, right, bottom = place[0] < own[0], place[1] < own[1], place[2] > own[2], place[3] > own[3]
+    if not (left or top or right or bottom):
+        return None
+    known = own[0] < own[2] and own[1] < own[3] and not (left and right) and not (top and bottom)
+    return Sharing(top or bottom, (1 + (left or right)) * (1 + (top or bottom)) if known else None)

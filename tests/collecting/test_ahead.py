@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from streamwsi.chunks import BigChunk
-from streamwsi.collecting.ahead import Ahead, ChunkWork
+from streamwsi.collecting.ahead import Ahead, BatchMemory, ChunkWork
 from streamwsi.dataset import Patient, Slide
 from tests.writing.fabricate import resolved_slide
 
@@ -79,9 +84,14 @@ def test_what_is_not_there_yet_is_asked_for_before_there_is_nothing_left() -> No
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(170, 40), (16, 16), (16, 4)])
-def test_batches_that_are_kept_keep_their_pixels(kernel: int, stride: int) -> None:
-    ahead = Ahead(3)
+@pytest.mark.parametrize("waits", [False, True])
+def test_batches_that_are_kept_keep_their_pixels(kernel: int, stride: int, waits: bool) -> None:
+    ahead = Ahead(3, always=not waits, clock=itertools.count().__next__)
     kept = []
+    if waits:
+        ahead.add(work(0, kernel, stride))
+        while ahead.take(nothing) is not None:
+            pass
     for number in range(2):
         ahead.add(work(number, kernel, stride))
     while (step := ahead.take(nothing)) is not None:
@@ -102,6 +112,83 @@ def test_memory_of_batches_is_used_again() -> None:
         places.append(step.batch().pixels.__array_interface__["data"][0])
     ahead.close()
     assert len(places) == 12 and len(set(places)) <= 3
+
+
+class Bench:
+    """An `Ahead` under a clock of the test's, and where the batches of each chunk are copied."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, always: bool) -> None:
+        self.now = 0.0
+        self.ahead = Ahead(100, always, clock=lambda: self.now)
+        self.copied: dict[int, str] = {}
+        stack = BigChunk.stack
+
+        def seen(chunk: BigChunk, *arguments: Any) -> np.ndarray:
+            self.copied[self.lease] = threading.current_thread().name.partition("_")[0]
+            return stack(chunk, *arguments)
+
+        monkeypatch.setattr(BigChunk, "stack", seen)
+        self.lease = -1
+
+    def process(self, waits_s: float, takes_s: float) -> str:
+        """Wait so long for a chunk of one batch, and process it for so long; returns the thread that copied it."""
+        self.lease += 1
+        if waits_s:
+            assert self.ahead.take(nothing) is None
+            self.now += waits_s
+        self.ahead.add(work(self.lease))
+        step = self.ahead.take(nothing)
+        assert step is not None and step.work.lease == self.lease
+        step.batch()
+        self.now += takes_s
+        return self.copied[self.lease]
+
+
+def test_who_limits_has_batches_copied_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, always=False)
+    assert [bench.process(0.0, 1.0) for _ in range(20)] == ["batch"] * 20
+    bench.ahead.close()
+
+
+def test_who_waits_for_chunks_copies_batches_and_no_longer_once_it_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, always=False)
+    waiting = [bench.process(0.5, 0.5) for _ in range(20)]
+    limiting = [bench.process(0.0, 1.0) for _ in range(60)]
+    bench.ahead.close()
+    here = threading.current_thread().name
+    assert waiting[0] == "batch" and set(waiting[2:]) == {here}
+    assert limiting[0] == here and limiting[-1] == "batch"
+    assert limiting == sorted(limiting, key=lambda name: name == "batch")  # it changes once
+
+
+def test_for_a_device_batches_are_copied_by_another_thread_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, always=True)
+    assert {bench.process(0.5, 0.5) for _ in range(20)} == {"batch"}
+    bench.ahead.close()
+
+
+def test_threads_do_not_get_the_same_memory() -> None:
+    memory, held, lock = BatchMemory(), set(), threading.Lock()
+
+    def use() -> None:
+        for _ in range(300):
+            block = memory.take(1000)
+            place = block.__array_interface__["data"][0]
+            with lock:
+                assert place not in held
+                held.add(place)
+            with lock:
+                held.remove(place)
+            del block
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(use) for _ in range(4)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_slot_is_free_once_nobody_holds_pixels_of_it() -> None:

@@ -29,7 +29,8 @@ class Damaged(Exception):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """One thread, any order of calls: the cache is a dictionary of those decoded last, few of them passing."""
+    """One thread, any order of calls: the cache is a dictionary of those decoded last, few of them passing, which are still
+    wanted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.kept: dict[tuple[int, int], UInt8Array] = {}
         """As the cache should be, the one decoded last at the end."""
         self.passing: set[tuple[int, int]] = set()
+        self.wanted: dict[tuple[int, int], int] = {}
 
     @rule(
         owner=st.integers(0, 2),
@@ -44,8 +46,9 @@ class CacheMachine(RuleBasedStateMachine):
         size=st.integers(1, 1300),
         damaged=st.booleans(),
         passing=st.booleans(),
+        wanted=st.none() | st.integers(1, 4),
     )
-    def get(self, owner: int, number: int, size: int, damaged: bool, passing: bool) -> None:
+    def get(self, owner: int, number: int, size: int, damaged: bool, passing: bool, wanted: int | None) -> None:
         key, made = (owner, number), []
 
         def decode() -> UInt8Array:
@@ -55,28 +58,39 @@ class CacheMachine(RuleBasedStateMachine):
             return made[0]
 
         if key in self.kept:
-            assert self.cache.get(key, decode, passing) is self.kept[key] and not made
+            assert self.cache.get(key, decode, passing, wanted) is self.kept[key] and not made
+            if key in self.wanted:
+                self.wanted[key] -= 1
+                if not self.wanted[key]:
+                    self.let_go(key)
         elif damaged:
             with pytest.raises(Damaged):
-                self.cache.get(key, decode)
+                self.cache.get(key, decode, passing, wanted)
         else:
-            assert self.cache.get(key, decode, passing) is made[0]
+            assert self.cache.get(key, decode, passing, wanted) is made[0]
+            if wanted == 1:
+                return
             self.kept[key] = made[0]
+            if wanted is not None:
+                self.wanted[key] = wanted - 1
             self.passing = {*self.passing & self.kept.keys(), *([key] if passing else [])}
             while sum(self.kept[other].nbytes for other in self.passing) > CAPACITY / 4:
                 oldest = next(other for other in self.kept if other in self.passing)
-                self.passing.remove(oldest)
-                del self.kept[oldest]
+                self.let_go(oldest)
             while sum(kept.nbytes for kept in self.kept.values()) > CAPACITY:
                 oldest = next(iter(self.kept))
-                self.passing.discard(oldest)
-                del self.kept[oldest]
+                self.let_go(oldest)
+
+    def let_go(self, key: tuple[int, int]) -> None:
+        del self.kept[key]
+        self.passing.discard(key)
+        self.wanted.pop(key, None)
 
     @rule(owner=st.integers(0, 2))
     def forget(self, owner: int) -> None:
         self.cache.forget(owner)
-        self.kept = {key: kept for key, kept in self.kept.items() if key[0] != owner}
-        self.passing &= self.kept.keys()
+        for key in [key for key in self.kept if key[0] == owner]:
+            self.let_go(key)
 
     @invariant()
     def holds_what_it_should(self) -> None:
@@ -200,3 +214,58 @@ def test_many_threads_never_hold_more_than_the_capacity():
     for owner in range(3):
         cache.forget(owner)
     assert cache.held_bytes == 0
+
+
+def test_memory_of_tiles_that_all_have_had_is_used_again():
+    cache, places = TileCache(CAPACITY), []
+    for number in range(20):
+        for _ in range(2):
+            found = cache.get_into((0, number), filled(number), (10, 3), wanted=2)
+            assert (found == number).all()
+        places.append(found.__array_interface__["data"][0])
+        del found
+    assert cache.held_bytes == 0 and len(set(places)) <= 2
+
+
+def test_memory_is_not_used_again_while_anyone_has_the_tile():
+    cache, kept = TileCache(CAPACITY), []
+    for number in range(20):
+        for _ in range(2):
+            kept.append(cache.get_into((0, number), filled(number), (10, 3), wanted=2)[2:5])
+    for place, rows in enumerate(kept):
+        assert (rows == place // 2).all()
+
+
+def test_threads_find_in_a_tile_what_was_decoded_whoever_uses_memory_again():
+    cache = TileCache(50 * 30)
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(600):
+            number = int(random.integers(0, 40))
+            found = cache.get_into((0, number), filled(number), (10, 5), wanted=int(random.integers(1, 4)))
+            assert (found == number).all()
+            del found
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(work, seed) for seed in range(6)]:
+            done.result(WAIT_S)
+
+
+def test_what_a_decoder_owns_is_not_written_to():
+    cache, owned = TileCache(CAPACITY), tile(30, 7)
+    for _ in range(2):
+        cache.get((0, 0), lambda: owned.reshape(10, 3), wanted=2)
+    for number in range(1, 4):
+        cache.get_into((0, number), filled(0), (10, 3), wanted=1)
+    assert (owned == 7).all()
+
+
+def filled(value: int) -> Callable[[UInt8Array], UInt8Array]:
+    """Decodes a tile of one value."""
+
+    def decode(out: UInt8Array) -> UInt8Array:
+        out[...] = value
+        return out
+
+    return decode

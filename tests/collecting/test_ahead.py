@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 
 from streamwsi.chunks import BigChunk
+from streamwsi.collecting import ahead as ahead_module
 from streamwsi.collecting.ahead import Ahead, BatchMemory, ChunkWork
 from streamwsi.dataset import Patient, Slide
+from streamwsi.reused import idle
 from tests.writing.fabricate import resolved_slide
 
 PATIENT = Patient("p", {"s": "/slide"})
@@ -167,28 +170,21 @@ def test_for_a_device_batches_are_copied_by_another_thread_in_any_case(monkeypat
     bench.ahead.close()
 
 
-def test_threads_do_not_get_the_same_memory() -> None:
-    memory, held, lock = BatchMemory(), set(), threading.Lock()
+def test_threads_do_not_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = BatchMemory()
+    memory.take(1000)  # a block that both could have
+    both = threading.Barrier(2)
 
-    def use() -> None:
-        for _ in range(300):
-            block = memory.take(1000)
-            place = block.__array_interface__["data"][0]
-            with lock:
-                assert place not in held
-                held.add(place)
-            with lock:
-                held.remove(place)
-            del block
+    def found(blocks: Sequence[np.ndarray]) -> list[bool]:
+        free = idle(blocks)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # for another thread to find the same, if it can
+        return free
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            for done in [threads.submit(use) for _ in range(4)]:
-                done.result()
-    finally:
-        sys.setswitchinterval(before)
+    monkeypatch.setattr(ahead_module, "idle", found)
+    with ThreadPoolExecutor(2) as threads:
+        taken = [each.result() for each in [threads.submit(memory.take, 1000) for _ in range(2)]]
+    assert not np.shares_memory(*taken)
 
 
 def test_a_slot_is_free_once_nobody_holds_pixels_of_it() -> None:

@@ -30,6 +30,7 @@ import streamwsi as sw
 from benchmarks.collectors import Touch, touch
 from benchmarks.measure import Timing, available_cpus
 from benchmarks.slides import BUNDLED, TILE_PX
+from streamwsi.memory import empty_pixels
 
 BATCH_SIZE = 32
 BLOCK_TILES = 128
@@ -75,8 +76,8 @@ class Tiles:
         return len(self.offsets)
 
     def decode_and_forget(self) -> int:
-        """Decode each tile into the same buffer."""
-        buffer = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+        """Decode each tile into the same buffer, which stays in the cache: see :mod:`streamwsi.memory` for where it begins."""
+        buffer = empty_pixels((TILE_PX, TILE_PX, 3))
         return self.decode(lambda: buffer)
 
 
@@ -134,7 +135,7 @@ def _decode_into_blocks(tiles: Tiles) -> int:
 
 def _places() -> Iterator[np.ndarray]:
     """(256, 256, 3) uint8, over and over; what was filled is touched when the last place of a block is gone."""
-    blocks = [np.empty((BLOCK_TILES, TILE_PX, TILE_PX, 3), np.uint8) for _ in range(4)]
+    blocks = [empty_pixels((BLOCK_TILES, TILE_PX, TILE_PX, 3)) for _ in range(4)]
     while True:
         for block in blocks:
             yield from block
@@ -359,7 +360,7 @@ def _decode_into_queue(pipe: Connection, given: tuple[Tiles, Any]) -> None:
     pipe.recv()
     for first in range(0, len(tiles.offsets), BATCH_SIZE):
         part = Tiles(tiles.path, tiles.offsets[first : first + BATCH_SIZE], tiles.counts[first : first + BATCH_SIZE])
-        pixels = np.empty((len(part.offsets), TILE_PX, TILE_PX, 3), np.uint8)  # the queue's thread may still hold the last
+        pixels = empty_pixels((len(part.offsets), TILE_PX, TILE_PX, 3))  # the queue's thread may still hold the last
         part.decode(iter(pixels).__next__)
         batches.put(pixels)
     batches.put(None)

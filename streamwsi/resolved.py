@@ -15,6 +15,7 @@ import numpy.typing as npt
 from streamwsi.chunks import BigChunk, UInt8Array
 from streamwsi.dataset import SlideInfo
 from streamwsi.geometry import Border, ChunkGrid, Grid, Windows
+from streamwsi.memory import empty_pixels
 from streamwsi.paired import PairedImage, PairedLayout, blank_pixels, n_bytes_together
 from streamwsi.plan import Chunks, Plan, Sample, SampledWindows
 from streamwsi.resolution import Resolution
@@ -115,7 +116,7 @@ class ResolvedSlide(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         windows = self._windows(number)
         shape, origin = self._layout(windows)
         size = math.prod(shape)
-        pixels = np.empty(size, np.uint8) if memory is None else memory[:size]
+        pixels = empty_pixels((size,)) if memory is None else memory[:size]
         paired = blank_pixels(self.paired_layouts(windows, packed=origin is None), size, memory)
         return BigChunk(windows, pixels.reshape(shape), origin, np.zeros(len(windows), bool), self.margin, paired)
 

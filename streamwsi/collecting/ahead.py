@@ -21,9 +21,9 @@ import numpy.typing as npt
 from streamwsi.chunks import Batch, BigChunk, UInt8Array
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
+from streamwsi.memory import idle
 from streamwsi.paired import AnyArray
 from streamwsi.resolved import ResolvedSlide
-from streamwsi.reused import idle
 
 _T = TypeVar("_T")
 _Copy = Callable[[], _T]

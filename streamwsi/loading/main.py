@@ -282,6 +282,6 @@ class _Loader:
 
     def _slot_of(self, order: ReadChunk) -> UInt8Array | None:
         """The memory that a chunk is to be read into; None for one of its own: no slot was free, or it is too large for any."""
-        if order.slot is None or self._slots is None or order.slide.chunk_bytes(order.chunk) > self._slots.spec.slot_bytes:
+        if order.slot is None or self._slots is None or order.slide.chunk_bytes(order.chunk) > self._slots.room_bytes:
             return None
         return self._slots.slot(order.slot)

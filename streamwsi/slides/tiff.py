@@ -23,6 +23,7 @@ import numpy.typing as npt
 from streamwsi.chunks import UInt8Array
 from streamwsi.config import TILE_CACHE_BYTES
 from streamwsi.errors import SlideError
+from streamwsi.memory import empty_pixels
 from streamwsi.slides.openslide import OpenSlideReader
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
@@ -250,7 +251,7 @@ class TiffReader:
         """Room for one tile, each thread's own."""
         tiles: dict[tuple[int, int], UInt8Array] = self._scratch.__dict__.setdefault("tiles", {})
         if level.tile not in tiles:
-            tiles[level.tile] = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+            tiles[level.tile] = empty_pixels((*level.tile[::-1], 3))
         return tiles[level.tile]
 
 

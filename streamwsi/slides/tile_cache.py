@@ -11,10 +11,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-import numpy as np
-
 from streamwsi.chunks import UInt8Array
-from streamwsi.reused import idle
+from streamwsi.memory import block_bytes, empty_pixels, idle
 
 _PASSING_SHARE = 0.25
 """Of the capacity, what is for tiles that only the next chunk needs."""
@@ -54,7 +52,7 @@ class TileCache:
         """Bytes of each passing tile that is there."""
         self._bytes = self._passing_bytes = 0
         self._free: list[UInt8Array] = []
-        """Of tiles that have gone, the one that went last at the end: its memory may still be in the processor's cache."""
+        """Blocks of tiles that have gone, that of the last at the end: it may still be in the processor's cache."""
 
     def new_owner(self) -> int:
         """What tells a reader's tiles from those of others."""
@@ -120,12 +118,13 @@ class TileCache:
 
     def _room(self, shape: tuple[int, ...]) -> UInt8Array:
         """Memory for a tile that nobody has: that of one that has gone, or new."""
+        n_bytes = block_bytes(shape)
         with self._lock:
             free = idle(self._free)
             for place in reversed(range(len(free))):
-                if free[place] and self._free[place].shape == shape:
-                    return self._free.pop(place)
-        return np.empty(shape, np.uint8)
+                if free[place] and len(self._free[place]) == n_bytes:
+                    return empty_pixels(shape, self._free.pop(place))
+        return empty_pixels(shape)
 
     def forget(self, owner: Hashable) -> None:
         """Let go of all tiles whose key begins with `owner`."""
@@ -152,5 +151,5 @@ class TileCache:
         self._passing_bytes -= self._passing.pop(key, 0)
         if entry.tile is not None:
             self._bytes -= entry.tile.nbytes
-            if entry.lent:
-                self._free = [*self._free[1 - _MOST_FREE :], entry.tile]
+            if entry.lent and entry.tile.base is not None:
+                self._free = [*self._free[1 - _MOST_FREE :], entry.tile.base]

@@ -77,14 +77,24 @@ class Sharing(NamedTuple):
 def sharing(place: Rectangle, own: Rectangle | None) -> Sharing | None:
     """Who needs what a tile covers, besides the chunk that reads it; None where nobody does.
 
-    `own` is what no other chunk needs, between neighbours on each side of it: who reaches beyond it on one side is shared with
-    the neighbour there, and with two at a corner. One that reaches beyond it on opposite sides may be needed by more than the
-    neighbours, and so may any where there is nothing of its own.
+    `own` is what no other chunk needs, between neighbours on each side of it: a tile that reaches beyond it on one side is
+    shared with the neighbour there, and at a corner with three. One that reaches beyond it on opposite sides, or further than
+    it is wide, may be needed by others than neighbours, and so may any where there is nothing of its own.
     """
     if own is None:
         return None
-    left, top, right, bottom = place[0] < own[0], place[1] < own[1], place[2] > own[2], place[3] > own[3]
-    if not (left or top or right or bottom):
+    across = _neighbours(place[0], place[2], own[0], own[2])
+    down = _neighbours(place[1], place[3], own[1], own[3])
+    if across == down == 0:
         return None
-    known = own[0] < own[2] and own[1] < own[3] and not (left and right) and not (top and bottom)
-    return Sharing(top or bottom, (1 + (left or right)) * (1 + (top or bottom)) if known else None)
+    return Sharing(down != 0, None if across is None or down is None else (1 + across) * (1 + down))
+
+
+def _neighbours(start: int, stop: int, own_start: int, own_stop: int) -> int | None:
+    """How many need what lies between `start` and `stop` along one axis too; None where that is not known."""
+    before, after = own_start - start, stop - own_stop
+    if before <= 0 and after <= 0:
+        return 0
+    if (before > 0 and after > 0) or max(before, after) > own_stop - own_start:
+        return None
+    return 1

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from streamwsi.chunks import UInt8Array
+from streamwsi.memory import BEGIN
 
 _SHARE_OF_FREE = 0.5
 """Of the memory that is free, what a run may take for its slots."""
@@ -40,6 +41,7 @@ class SlotsSpec(msgspec.Struct, frozen=True):
     descriptor: int
     count: int
     slot_bytes: int
+    """Of one slot, and what lies before it."""
 
 
 class SharedSlots:
@@ -49,13 +51,18 @@ class SharedSlots:
         self.spec = spec
         self._map = mmap.mmap(spec.descriptor, spec.count * spec.slot_bytes)
 
+    @property
+    def room_bytes(self) -> int:
+        """What a slot holds."""
+        return self.spec.slot_bytes - BEGIN
+
     def slot(self, number: int) -> UInt8Array:
-        """(slot bytes,) uint8, writable: one slot. All views into what is returned keep it alive, and it alone."""
+        """(room_bytes,) uint8, writable: one slot. All views into what is returned keep it alive, and it alone."""
         if not 0 <= number < self.spec.count:
             raise IndexError(f"there is no slot {number}: there are {self.spec.count}")
-        start = number * self.spec.slot_bytes
+        start = number * self.spec.slot_bytes  # a page's
         # through a memoryview, so that NumPy does not look through it: whoever holds a view holds this array
-        return np.frombuffer(memoryview(self._map)[start : start + self.spec.slot_bytes], np.uint8)
+        return np.frombuffer(memoryview(self._map)[start + BEGIN : start + self.spec.slot_bytes], np.uint8)
 
 
 def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
@@ -63,7 +70,7 @@ def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
 
     Raises SlotsError saying what is in the way.
     """
-    slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    slot_bytes = -(-(slot_bytes + BEGIN) // mmap.PAGESIZE) * mmap.PAGESIZE
     size = count * slot_bytes
     free = free_memory_bytes()
     if free is not None and size > free * _SHARE_OF_FREE:

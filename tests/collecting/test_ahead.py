@@ -20,7 +20,7 @@ from streamwsi.chunks import BigChunk
 from streamwsi.collecting import ahead as ahead_module
 from streamwsi.collecting.ahead import Ahead, BatchMemory, ChunkWork
 from streamwsi.dataset import Patient, Slide
-from streamwsi.reused import idle
+from streamwsi.memory import idle
 from tests.writing.fabricate import resolved_slide
 
 PATIENT = Patient("p", {"s": "/slide"})

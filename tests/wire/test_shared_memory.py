@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamwsi.memory import BEGIN, CACHE_LINE
 from streamwsi.wire import shared_memory
 from streamwsi.wire.shared_memory import SharedSlots, SlotsError, SlotsSpec, make_slots, reserve_slots
 
@@ -41,12 +43,20 @@ def test_what_one_process_writes_another_reads(spec: SlotsSpec) -> None:
 def test_slots_are_as_large_as_asked_for_and_do_not_overlap(spec: SlotsSpec) -> None:
     slots = SharedSlots(spec)
     for number in range(3):
-        assert len(slots.slot(number)) == spec.slot_bytes >= 10_000
+        assert len(slots.slot(number)) == slots.room_bytes >= 10_000
         slots.slot(number)[...] = number
     assert [slots.slot(number).max() for number in range(3)] == [slots.slot(number).min() for number in range(3)] == [0, 1, 2]
     for number in (-1, 3):
         with pytest.raises(IndexError, match=f"there is no slot {number}"):
             slots.slot(number)
+
+
+def test_whole_pages_are_room_for_as_much_and_begin_where_pixels_should() -> None:
+    spec = make_slots(2, 3 * mmap.PAGESIZE)
+    slots = SharedSlots(spec)
+    os.close(spec.descriptor)
+    assert slots.room_bytes >= 3 * mmap.PAGESIZE
+    assert {slots.slot(number).__array_interface__["data"][0] % CACHE_LINE for number in range(2)} == {BEGIN}
 
 
 @pytest.mark.parametrize("view", [lambda a: a[10:20], lambda a: a[:60].reshape(4, 5, 3)[1:, 2], lambda a: memoryview(a)[3:]])
@@ -97,7 +107,7 @@ def test_without_memfd_a_file_whose_name_is_gone_does(monkeypatch: pytest.Monkey
         assert os.fstat(spec.descriptor).st_nlink == 0
         slots = SharedSlots(spec)
         slots.slot(1)[...] = 9
-        assert slots.slot(1).sum() == 9 * spec.slot_bytes
+        assert slots.slot(1).sum() == 9 * slots.room_bytes
     finally:
         os.close(spec.descriptor)
 

@@ -206,6 +206,13 @@ class BigChunk:
         x, y = (self.corners[row] - self.origin).tolist()
         return self.pixels[y : y + height, x : x + width]
 
+    def pixels_of_all(self) -> list[UInt8Array]:
+        """Those of each window."""
+        height, width = self.pixels.shape[-3:-1]
+        if self.origin is None and (self.windows.size + 2 * self.margin == (width, height)).all():
+            return list(self.pixels)
+        return [self.pixels_of(row) for row in range(len(self.windows))]
+
     @cached_property
     def corners(self) -> Int64Array:
         """(n, 2) int64: (x, y) of where each window's pixels begin, in pixels of the level read."""

@@ -6,6 +6,7 @@ In: whatever a collector returned.  Out: arrays of one dtype and shape, or typed
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -54,7 +55,7 @@ class ValueSpec(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, rows: npt.NDArray[Any], columns: tuple[str, ...] | None = None) -> ValueSpec:
         """The spec of an array (n, ...) with one row per window."""
-        return cls(BYTES if rows.dtype == object else rows.dtype.name, rows.shape[1:], columns)
+        return cls(BYTES if rows.dtype == object else _name_of(rows.dtype), rows.shape[1:], columns)
 
     def empty(self) -> npt.NDArray[Any]:
         """(0, ...) of this dtype and shape."""
@@ -63,6 +64,12 @@ class ValueSpec(msgspec.Struct, frozen=True):
     def blank(self, n: int) -> npt.NDArray[Any]:
         """(n, ...) of this dtype and shape, to be filled."""
         return np.empty((n, *self.shape), object) if self.holds_bytes else np.zeros((n, *self.shape), self.dtype)
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """NumPy makes up a name anew each time that it is asked."""
+    return str(dtype.name)
 
 
 def as_rows(result: Any) -> npt.NDArray[Any]:

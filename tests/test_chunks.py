@@ -147,6 +147,15 @@ def test_the_pixels_of_a_window_are_cut_from_where_it_lies_without_copying():
     assert all(np.shares_memory(small.pixels, chunk.pixels) for small in chunk.small_chunks())
 
 
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_pixels_of_all_windows_are_those_of_each(border, packed):
+    chunk = big_chunk(border=border, packed=packed)
+    for row, pixels in enumerate(chunk.pixels_of_all()):
+        np.testing.assert_array_equal(pixels, chunk.pixels_of(row), strict=True)
+        assert np.shares_memory(pixels, chunk.pixels)
+
+
 def test_small_chunks_leave_out_what_could_not_be_read():
     chunk = big_chunk(skipped=(0, 5))
     indices = [small.window.index for small in chunk.small_chunks()]

@@ -41,8 +41,7 @@ def read_chunk(
         if chunk.origin is not None:
             read_resampled(reader, resolved.resolutions[0], [(*chunk.origin, chunk.pixels)], own)
         else:
-            pixels = [chunk.pixels_of(row) for row in range(len(chunk.windows))]
-            _read_windows(reader, resolved, chunk.windows, pixels, own)
+            _read_windows(reader, resolved, chunk.windows, chunk.pixels_of_all(), own)
         for name, image in chunk.paired.items():
             (paired or {})[name].read(image)
     except RegionError:
@@ -86,9 +85,10 @@ def _read_windows(
 ) -> None:
     """Read windows into their places, `pixels`, at each resolution; `own` is of the finest."""
     for place, resolution in enumerate(resolved.resolutions):
-        corners = resolved.corners(windows, resolution).tolist()
+        corners = resolved.corners(windows, resolution)
+        places: list[list[float]] = corners.tolist() if (corners % 1).any() else corners.astype(np.int64).tolist()
         targets = pixels if resolved.coarser is None else [of_window[place] for of_window in pixels]
-        parts = [(x, y, target) for (x, y), target in zip(corners, targets, strict=True)]
+        parts = [(x, y, target) for (x, y), target in zip(places, targets, strict=True)]
         # what lies around a window is read with its neighbours in other chunks too
         read_resampled(reader, resolution, parts, own if place == 0 else (0, 0, 0, 0))
 

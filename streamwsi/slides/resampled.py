@@ -85,7 +85,7 @@ def read_resampled(
     info = reader.info
     if not 0 <= resolution.level < info.level_count:
         raise SlideError(f"the slide has no level {resolution.level}: it has levels 0 to {info.level_count - 1}")
-    if resolution.zoom == 1 and all(_exact(x).is_integer() and _exact(y).is_integer() for x, y, _ in parts):
+    if resolution.zoom == 1 and all(_is_whole(x) and _is_whole(y) for x, y, _ in parts):
         reader.read_parts(resolution.level, [(round(x), round(y), out) for x, y, out in parts], own)
         return
     margin = math.ceil(_SUPPORT * max(resolution.zoom, 1)) + 1
@@ -129,6 +129,10 @@ def _inside(start: float, size: int, extent: int) -> tuple[int, int]:
 
 def _exact(place: float) -> float:
     return round(place * ZOOM_STEPS) / ZOOM_STEPS
+
+
+def _is_whole(place: float) -> bool:
+    return isinstance(place, int) or _exact(place).is_integer()
 
 
 def _scaled(own: Rectangle, zoom: float, margin: int) -> Rectangle:

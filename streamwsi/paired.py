@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamwsi.geometry import Int64Array
+from streamwsi.memory import BEGIN, CACHE_LINE
 
 AnyArray = npt.NDArray[Any]
 PairedResolution = Literal["own", "window"]
-_ALIGNED = 64
-"""Arrays in one block of memory begin at multiples of so many bytes."""
+_ALIGNED = CACHE_LINE
+"""Arrays in a slot begin at addresses that are multiples of so many bytes; the slot itself does not."""
 
 
 class PairedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,4 +180,4 @@ def blank_pixels(
 
 
 def _aligned(place: int) -> int:
-    return -(-place // _ALIGNED) * _ALIGNED
+    return -(-(BEGIN + place) // _ALIGNED) * _ALIGNED - BEGIN

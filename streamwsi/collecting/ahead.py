@@ -137,7 +137,8 @@ class Ahead:
         """The next batch; None where no chunk is there. `more` is called for chunks to be added before there are none left."""
         step = self._next or self._prepare(more)
         if step is None:
-            self._waits_since = self._waits_since or self._clock()
+            if self._waits_since is None:
+                self._waits_since = self._clock()
             return None
         self._next = self._prepare(more)
         return step

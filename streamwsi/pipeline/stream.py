@@ -131,8 +131,8 @@ def stream(
     chunk_px
         Pixels of a big chunk, about.
     chunks_ahead
-        Chunks that are read before they are asked for; by default one more than there are processors, for each
-        loader, and one.
+        Chunks that are read before they are asked for; by default one more than each loader has processors, or `threads`, for
+        each of them, and one.
     tile_cache_mb
         Decoded tiles that a loader keeps for other chunks, in MB.
     max_restarts

@@ -1,7 +1,7 @@
 """Decoded tiles that more than one big chunk needs, until all of them have had it, or for as long as there is room.
 
 In: a key, how to decode its tile, and how many need it.  Out: the tile, decoded once however many threads ask for it at a time.
-Never holds more than its capacity, and some tiles that are about to be used again and those that threads decode.
+Never holds more than its capacity, a sixteenth of it in memory that waits to be used again, and a tile for each thread.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from streamwsi.memory import block_bytes, empty_pixels, idle
 
 _PASSING_SHARE = 0.25
 """Of the capacity, what is for tiles that only the next chunk needs."""
-_MOST_FREE = 16
-"""Tiles whose memory waits to be used again."""
+_FREE_SHARE, _MOST_FREE = 1 / 16, 16
+"""Of the capacity, what memory may wait to be used again beside it; and of how many tiles."""
 
 
 class _Entry:
@@ -64,20 +64,26 @@ class TileCache:
         """The tile called `key`, from the cache or from `decode`; not to be written to.
 
         The key's first part says whose tile it is, see :meth:`forget`. `wanted` is how often the tile will be asked for, this
-        time included, if that is known: it is kept no longer. Raises what `decode` raises.
+        time included, if all who ask know it: it is kept no longer. Raises what `decode` raises.
         """
         return self._get(key, decode, passing, wanted, lent=False)
 
     def get_into(
         self,
         key: tuple[Hashable, ...],
-        decode: Callable[[UInt8Array], UInt8Array],
+        decode: Callable[[UInt8Array], object],
         shape: tuple[int, ...],
         passing: bool = False,
         wanted: int | None = None,
     ) -> UInt8Array:
-        """As :meth:`get`, in memory of the cache's: `decode` fills what it is given, uint8 of this shape, and returns it."""
-        return self._get(key, lambda: decode(self._room(shape)), passing, wanted, lent=True)
+        """As :meth:`get`, in memory of the cache's: `decode` fills what it is given, uint8 of this shape."""
+
+        def decoded() -> UInt8Array:
+            out = self._room(shape)
+            decode(out)
+            return out
+
+        return self._get(key, decoded, passing, wanted, lent=True)
 
     def _get(
         self, key: tuple[Hashable, ...], decode: Callable[[], UInt8Array], passing: bool, wanted: int | None, lent: bool
@@ -86,6 +92,8 @@ class TileCache:
             entry = self._entries.get(key)
             if entry is None:
                 own = self._entries[key] = _Entry(wanted, lent)
+            elif wanted is None:
+                entry.wanted = None
             self._asked_for(key, entry or own)
         if entry is not None:
             # A thread decodes one tile at a time, and waits for none meanwhile: this cannot go round in a circle.
@@ -107,6 +115,8 @@ class TileCache:
                     self._passing[key] = tile.nbytes
                     self._passing_bytes += tile.nbytes
                 self._make_room()
+            else:
+                self._use_again(own)
         own.ready.set()
         return tile
 
@@ -130,12 +140,21 @@ class TileCache:
         """Let go of all tiles whose key begins with `owner`."""
         with self._lock:
             for key in [key for key in self._entries if key[0] == owner]:
-                self._remove(key)
+                self._remove(key, again=False)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the tiles in it."""
         return self._bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of memory that waits to be used again."""
+        return sum(map(len, self._free))
+
+    def __contains__(self, key: tuple[Hashable, ...]) -> bool:
+        """Whether a tile is there, or being decoded for others too."""
+        return key in self._entries
 
     def _make_room(self) -> None:
         while self._passing_bytes > self.capacity_bytes * _PASSING_SHARE:
@@ -146,10 +165,17 @@ class TileCache:
             if self._entries[key].tile is not None:  # else it is being decoded
                 self._remove(key)
 
-    def _remove(self, key: tuple[Hashable, ...]) -> None:
+    def _remove(self, key: tuple[Hashable, ...], again: bool = True) -> None:
         entry = self._entries.pop(key)
         self._passing_bytes -= self._passing.pop(key, 0)
         if entry.tile is not None:
             self._bytes -= entry.tile.nbytes
-            if entry.lent and entry.tile.base is not None:
-                self._free = [*self._free[1 - _MOST_FREE :], entry.tile.base]
+            if again:
+                self._use_again(entry)
+
+    def _use_again(self, entry: _Entry) -> None:
+        if not entry.lent or entry.tile is None or entry.tile.base is None:
+            return
+        self._free.append(entry.tile.base)
+        while len(self._free) > _MOST_FREE or self.free_bytes > self.capacity_bytes * _FREE_SHARE:
+            del self._free[0]

@@ -79,7 +79,8 @@ def sharing(place: Rectangle, own: Rectangle | None) -> Sharing | None:
 
     `own` is what no other chunk needs, between neighbours on each side of it: a tile that reaches beyond it on one side is
     shared with the neighbour there, and at a corner with three. One that reaches beyond it on opposite sides, or further than
-    it is wide, may be needed by others than neighbours, and so may any where there is nothing of its own.
+    it is wide, may be needed by others than neighbours, and so may any where there is nothing of its own: how many do is left
+    open. Where a neighbour is narrower than that, at an edge of the slide, more may need it than is said; never fewer.
     """
     if own is None:
         return None

@@ -334,7 +334,8 @@ class Wakeup:
     def clear(self) -> None:
         """Forget what was set."""
         with contextlib.suppress(BlockingIOError):
-            self._receiver.recv(4096)  # should there be more, the next Poll ends at once
+            while self._receiver.recv(4096):
+                pass
 
     def close(self) -> None:
         """Close both ends."""

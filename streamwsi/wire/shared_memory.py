@@ -65,12 +65,12 @@ class SharedSlots:
         return np.frombuffer(memoryview(self._map)[start + BEGIN : start + self.spec.slot_bytes], np.uint8)
 
 
-def make_slots(count: int, slot_bytes: int) -> SlotsSpec:
-    """Room for `count` slots of at least `slot_bytes` each, to be filled by `reserve_slots` before it is used.
+def make_slots(count: int, room_bytes: int) -> SlotsSpec:
+    """`count` slots with room for at least `room_bytes` each, to be filled by `reserve_slots` before it is used.
 
     Raises SlotsError saying what is in the way.
     """
-    slot_bytes = -(-(slot_bytes + BEGIN) // mmap.PAGESIZE) * mmap.PAGESIZE
+    slot_bytes = -(-(room_bytes + BEGIN) // mmap.PAGESIZE) * mmap.PAGESIZE
     size = count * slot_bytes
     free = free_memory_bytes()
     if free is not None and size > free * _SHARE_OF_FREE:

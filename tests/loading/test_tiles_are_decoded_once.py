@@ -13,6 +13,7 @@ import pytest
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.loading.read import read_chunk
+from streamwsi.memory import BEGIN, CACHE_LINE
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides import open_slide
@@ -47,6 +48,30 @@ def decodes_per_tile(path: Path, kernel: int, stride: int) -> float:
                 pass
         decoded, seen = reader.tiles_read()
     return decoded / int(np.unpackbits(np.frombuffer(seen, np.uint8)).sum())
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(256, 128), (512, 256), (300, 200)])
+def test_no_tile_is_kept_that_all_chunks_have_had(tmp_path, kernel, stride):
+    cache = TileCache(192 << 20)
+    with open_slide(blank_slide(tmp_path / "slide.tiff", (9000, 6000), 256), "tiff", cache=cache) as reader:
+        resolved = resolve(reader, tmp_path / "slide.tiff", kernel=kernel, stride=stride)
+        held = [(read_size(reader, resolved, number), cache.held_bytes)[1] for number in range(len(resolved.chunks()))]
+    assert held[-1] == 0 < max(held)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(256, 256), (256, 128), (300, 200)])
+def test_tiles_are_decoded_where_libjpeg_turbo_does_not_pass_the_caches_by(tmp_path, kernel, stride):
+    begins = set()
+
+    def decode(_: Sequence[bytes], out: UInt8Array) -> None:
+        begins.add(out.__array_interface__["data"][0] % CACHE_LINE)
+
+    with open_slide(blank_slide(tmp_path / "slide.tiff", (5000, 4000), 256), "tiff") as reader:
+        reader.levels = [replace(level, decode=decode) for level in reader.levels]
+        resolved = resolve(reader, tmp_path / "slide.tiff", kernel=kernel, stride=stride)
+        for number in range(len(resolved.chunks())):
+            read_chunk(reader, resolved, number)
+    assert begins == {BEGIN}
 
 
 def read_size(reader, resolved, number: int) -> int:

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from streamwsi.memory import block_bytes
 from streamwsi.slides.tile_cache import TileCache
 from tests.helpers import UInt8Array
 
@@ -59,7 +60,9 @@ class CacheMachine(RuleBasedStateMachine):
 
         if key in self.kept:
             assert self.cache.get(key, decode, passing, wanted) is self.kept[key] and not made
-            if key in self.wanted:
+            if wanted is None:
+                self.wanted.pop(key, None)
+            elif key in self.wanted:
                 self.wanted[key] -= 1
                 if not self.wanted[key]:
                     self.let_go(key)
@@ -217,7 +220,7 @@ def test_many_threads_never_hold_more_than_the_capacity():
 
 
 def test_memory_of_tiles_that_all_have_had_is_used_again():
-    cache, places = TileCache(CAPACITY), []
+    cache, places = TileCache(CAPACITY * 100), []
     for number in range(20):
         for _ in range(2):
             found = cache.get_into((0, number), filled(number), (10, 3), wanted=2)
@@ -228,7 +231,7 @@ def test_memory_of_tiles_that_all_have_had_is_used_again():
 
 
 def test_memory_is_not_used_again_while_anyone_has_the_tile():
-    cache, kept = TileCache(CAPACITY), []
+    cache, kept = TileCache(CAPACITY * 100), []
     for number in range(20):
         for _ in range(2):
             kept.append(cache.get_into((0, number), filled(number), (10, 3), wanted=2)[2:5])
@@ -237,7 +240,7 @@ def test_memory_is_not_used_again_while_anyone_has_the_tile():
 
 
 def test_threads_find_in_a_tile_what_was_decoded_whoever_uses_memory_again():
-    cache = TileCache(50 * 30)
+    cache = TileCache(50 * 200)
 
     def work(seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -252,20 +255,61 @@ def test_threads_find_in_a_tile_what_was_decoded_whoever_uses_memory_again():
             done.result(WAIT_S)
 
 
+def test_little_memory_waits_to_be_used_again_and_none_of_a_slide_that_was_closed():
+    shape = (10, 3)
+    cache = TileCache(3 * 16 * block_bytes(shape))
+    held = [cache.get_into((0, number), filled(0), shape, wanted=1) for number in range(20)]
+    del held
+    assert cache.free_bytes == 3 * block_bytes(shape)
+    small = TileCache(block_bytes(shape))
+    small.get_into((0, 0), filled(0), shape, wanted=1)
+    assert small.free_bytes == 0
+    closed = TileCache(CAPACITY * 100)
+    closed.get_into((0, 0), filled(0), shape, wanted=2)
+    closed.forget(0)
+    assert closed.free_bytes == closed.held_bytes == 0
+
+
+def test_memory_of_a_tile_that_all_have_asked_for_while_it_was_decoded_is_used_again():
+    cache, begun, go = TileCache(CAPACITY * 100), threading.Event(), threading.Event()
+
+    def slow(out: UInt8Array) -> None:
+        begun.set()
+        assert go.wait(WAIT_S)
+        out[...] = 3
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cache.get_into, (0, 0), slow, (10, 3), wanted=2)
+        assert begun.wait(WAIT_S)
+        second = threads.submit(cache.get_into, (0, 0), slow, (10, 3), wanted=2)
+        while (0, 0) in cache:
+            threading.Event().wait(0.001)
+        go.set()
+        assert (first.result(WAIT_S) == 3).all() and (second.result(WAIT_S) == 3).all()
+    assert cache.held_bytes == 0 and cache.free_bytes == block_bytes((10, 3))
+
+
+def test_a_tile_that_somebody_asks_for_who_does_not_know_how_often_is_kept():
+    cache = TileCache(CAPACITY)
+    cache.get((0, 0), lambda: tile(10), wanted=2)
+    cache.get((0, 0), lambda: tile(10))
+    cache.get((0, 0), lambda: tile(10), wanted=2)
+    assert cache.held_bytes == 10
+
+
 def test_what_a_decoder_owns_is_not_written_to():
-    cache, owned = TileCache(CAPACITY), tile(30, 7)
+    cache, owned = TileCache(CAPACITY * 100), tile(block_bytes((10, 3)), 7)
     for _ in range(2):
-        cache.get((0, 0), lambda: owned.reshape(10, 3), wanted=2)
+        cache.get((0, 0), lambda: owned[:30].reshape(10, 3), wanted=2)
     for number in range(1, 4):
         cache.get_into((0, number), filled(0), (10, 3), wanted=1)
     assert (owned == 7).all()
 
 
-def filled(value: int) -> Callable[[UInt8Array], UInt8Array]:
+def filled(value: int) -> Callable[[UInt8Array], None]:
     """Decodes a tile of one value."""
 
-    def decode(out: UInt8Array) -> UInt8Array:
+    def decode(out: UInt8Array) -> None:
         out[...] = value
-        return out
 
     return decode

@@ -21,8 +21,10 @@ Durability = Literal["process", "power"]
 OutputFormat = Literal["csv", "hdf5", "images", "maps"]
 
 
-CHUNK_PX = 1 << 23
-"""Of a big chunk, about, by default: 128 windows of 256 px."""
+CHUNK_PX = 1 << 24
+"""Of a big chunk, about, by default: 256 windows of 256 px."""
+STREAM_CHUNK_PX = 1 << 23
+"""The same of a stream, which mixes the windows of as many chunks as it holds."""
 TILE_CACHE_BYTES = 192 << 20
 """Decoded tiles that a loader keeps, by default."""
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from streamwsi.chunks import Batch, BigChunk, UInt8Array
 from streamwsi.collecting.rows import ChunkRows
 from streamwsi.dataset import Patient, Slide
-from streamwsi.memory import idle
+from streamwsi.memory import block_bytes, empty_pixels, idle
 from streamwsi.paired import AnyArray
 from streamwsi.resolved import ResolvedSlide
 
@@ -95,13 +95,14 @@ class BatchMemory:
 
     def take(self, size: int) -> UInt8Array:
         """(size,) uint8. Whoever holds a view of it holds the block. From any thread."""
+        needed = block_bytes((size,))
         with self._lock:
             for place, free in enumerate(idle(self._blocks)):
-                if free and len(self._blocks[place]) >= size:
-                    return self._blocks[place][:size]
-            block = np.empty(size, np.uint8)
+                if free and len(self._blocks[place]) >= needed:
+                    return empty_pixels((size,), self._blocks[place])
+            block = np.empty(needed, np.uint8)
             self._blocks = [*self._blocks[1 - self._MOST :], block]
-            return block[:size]
+            return empty_pixels((size,), block)
 
 
 class Ahead:

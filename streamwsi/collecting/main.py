@@ -137,7 +137,7 @@ class _Collector:
             else:
                 coming = result
             del step, result  # they hold pixels
-            if idle:
+            if idle and not self._stopped:  # which take may just have heard: then nothing else would come
                 with self._seat.clock.spending("wait_input"):
                     self._poll.wait()
                 self._hear()

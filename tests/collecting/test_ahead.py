@@ -6,21 +6,28 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from streamwsi.chunks import BigChunk
 from streamwsi.collecting import ahead as ahead_module
+from streamwsi.collecting import main as collecting_main
 from streamwsi.collecting.ahead import Ahead, BatchMemory, ChunkWork
+from streamwsi.collecting.main import CollectingOptions, run_collector
+from streamwsi.collecting.ready_made import MeanCollector
 from streamwsi.dataset import Patient, Slide
-from streamwsi.memory import idle
+from streamwsi.memory import BEGIN, CACHE_LINE, idle
+from streamwsi.wire.channels import Context, ControlServer, Poll, make_address, remove_address
+from streamwsi.wire.messages import Stop
+from streamwsi.wire.seat import Seat
 from tests.writing.fabricate import resolved_slide
 
 PATIENT = Patient("p", {"s": "/slide"})
@@ -168,6 +175,50 @@ def test_for_a_device_batches_are_copied_by_another_thread_in_any_case(monkeypat
     bench = Bench(monkeypatch, always=True)
     assert {bench.process(0.5, 0.5) for _ in range(20)} == {"batch"}
     bench.ahead.close()
+
+
+@pytest.mark.parametrize("device", [None, "cuda:1"])
+def test_a_collector_stops_that_is_told_so_while_it_looks_for_chunks(
+    monkeypatch: pytest.MonkeyPatch, device: str | None
+) -> None:
+    """And if it has a device, its batches are copied by another thread."""
+    made = []
+
+    class Noted(Ahead):
+        def take(self, more: Callable[[], object]) -> Any:
+            Poll(seat.control).wait(30)  # the word is there, and is heard in what follows
+            return super().take(more)
+
+    def noted(batch_size: int, always: bool) -> Ahead:
+        made.append(always)
+        return Noted(batch_size, always)
+
+    monkeypatch.setattr(collecting_main, "Ahead", noted)
+    options = CollectingOptions(batch_size=4, columns=None, device=device, max_chunk_bytes=1 << 20)
+    address = make_address("ipc")
+    try:
+        with Context(address) as context:
+            server = ControlServer(context)
+            with (
+                Seat(msgspec.structs.replace(address, driver=server.endpoint), "collector-0") as seat,
+                ThreadPoolExecutor(1) as thread,
+            ):
+                run = thread.submit(run_collector, seat, options, MeanCollector())
+                Poll(server).wait(30)
+                assert [name for name, _ in server.receive()] == ["collector-0"]
+                server.send("collector-0", Stop())
+                run.result(30)
+    finally:
+        remove_address(address)
+    assert made == [device is not None]
+
+
+def test_batches_begin_where_chunks_do() -> None:
+    """In a cache line: so both sides of a copy are aligned alike."""
+    memory = BatchMemory()
+    held = [memory.take(size) for size in (1, 1000, 1 << 20)]
+    again = memory.take(500)
+    assert {batch.__array_interface__["data"][0] % CACHE_LINE for batch in (*held, again)} == {BEGIN}
 
 
 def test_threads_do_not_get_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_shared_memory_that_cannot_be_had_is_a_note(monkeypatch):
     monkeypatch.setattr("streamwsi.wire.shared_memory.free_memory_bytes", lambda: 10_000_000)
     findings = found(machine_checks())
     assert findings["shared memory"].state == "note"
-    assert re.search(r"151 MB are more than half of the 10 MB that are free", findings["shared memory"].said)
+    assert re.search(r"302 MB are more than half of the 10 MB that are free", findings["shared memory"].said)
     assert "through sockets" in str(findings["shared memory"].remedy)
     assert findings["memory"].state == "note" and "--chunk-px" in str(findings["memory"].remedy)
 

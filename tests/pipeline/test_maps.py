@@ -16,6 +16,7 @@ import pytest
 import tifffile
 
 import streamwsi as sw
+from streamwsi.config import CHUNK_PX
 from streamwsi.loading.window_loader import WindowLoader
 from streamwsi.sampling.scene import Scene
 from tests.helpers import level_image
@@ -218,7 +219,7 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(one_patient
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("reduction", "batch_size", "most_px"), [(1, 32, 1 << 22), (4, 32, 1 << 23), (1, 100, 100 << 16)])
+@pytest.mark.parametrize(("reduction", "batch_size", "most_px"), [(1, 32, 1 << 22), (4, 32, CHUNK_PX), (1, 100, 100 << 16)])
 def test_chunks_are_no_larger_than_their_sums_may_be(
     one_patient: sw.Dataset, tmp_path: Path, reduction: int, batch_size: int, most_px: int
 ) -> None:

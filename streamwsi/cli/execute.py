@@ -19,7 +19,7 @@ import msgspec
 from streamwsi.addresses import is_zarr
 from streamwsi.cli.job import MAP_FORMATS, OF_IMAGES, OF_MAPS, Job, anchored, default_of
 from streamwsi.cli.job_file import written
-from streamwsi.cli.summary import summary
+from streamwsi.cli.summary import failures, summary
 from streamwsi.errors import ConfigError, DiskError, OutputError, StreamwsiError
 
 if TYPE_CHECKING:
@@ -59,9 +59,14 @@ def execute(job: Job, *, overwrite: bool, quiet: bool, as_json: bool) -> int:
     reports = done if isinstance(done, dict) else {"": done}
     if as_json:
         click.echo(_json(done))
-    elif not quiet:
+    else:
         for name, report in reports.items():
-            click.echo((f"{name}: " if name else "") + summary(report, Path(job.out, name)))
+            of_name = f"{name}: " if name else ""
+            if not quiet:
+                click.echo(of_name + summary(report, Path(job.out, name)))
+            else:
+                for line in failures(report):  # nothing is lost without a word
+                    click.echo(of_name + line, err=True)
     return max(report.exit_code for report in reports.values())
 
 

@@ -27,7 +27,7 @@ _OTHERWISE = {
 @click.command()
 @partial(job_options, without=("one_file", *OF_MAPS), changed=_OTHERWISE)
 @click.option("--overwrite", is_flag=True, help="Remove what an earlier run left in the folder, and start afresh.")
-@click.option("--quiet", is_flag=True, help="Show nothing while running.")
+@click.option("--quiet", is_flag=True, help="Show no progress, and at the end only the slides that have failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def extract(overwrite: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Slide a window over SLIDES (files, one folder, or one CSV manifest) and write each as an image, with a manifest."""

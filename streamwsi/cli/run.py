@@ -14,7 +14,7 @@ import click
 @click.argument("job", required=False, type=click.Path())
 @click.option("--template", is_flag=True, help="Print a job file with every field and what it means.")
 @click.option("--overwrite", is_flag=True, help="Remove what an earlier run left in the folder, and start afresh.")
-@click.option("--quiet", is_flag=True, help="Show nothing while running.")
+@click.option("--quiet", is_flag=True, help="Show no progress, and at the end only the slides that have failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def run(job: str | None, template: bool, overwrite: bool, quiet: bool, as_json: bool) -> int:
     """Run what the file JOB describes, or go on with it; every run leaves such a file in its folder, as job.toml.

@@ -23,8 +23,10 @@ def summary(report: Report, out: Path) -> str:
         f"{report.windows} windows in {report.seconds:.1f} s ({report.windows_per_second:.0f}/s)"
         + (f"; limiting stage: {report.limiting_stage}" if report.limiting_stage else "")
     ]
-    for slide in report.failed_slides:
-        reason = slide.reason or "unknown"
-        lines.append(f"failed: {reason if slide.path in reason else f'{slide.path}: {reason}'}")
-    lines.append(f"files: {out}; report: {out / 'report.json'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *failures(report), f"files: {out}; report: {out / 'report.json'}"])
+
+
+def failures(report: Report) -> list[str]:
+    """A line for each slide that has failed."""
+    reasons = [(slide.path, slide.reason or "unknown") for slide in report.failed_slides]
+    return [f"failed: {reason if path in reason else f'{path}: {reason}'}" for path, reason in reasons]

@@ -7,10 +7,12 @@ does not depend on processes, arrivals or crashes.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid5
 
 import h5py
@@ -136,6 +138,17 @@ class MapBlocks:
         place = rows.start // self.options.block_px, columns.start // self.options.block_px
         return finished_block(self._frame, self._blend, place, self._tiles(place), self.dtype, self.fill)
 
+    def digest(self) -> str:
+        """Of the sums that it is made of: what tells the maps of a slide apart that different collectors have made."""
+        found = hashlib.sha256()
+        side = self.options.block_px
+        for rows, columns in block_spans(self.expected.shape[0], self.expected.shape[1], side):
+            place = rows.start // side, columns.start // side
+            for stored in self._journal.tiles(self.resolved.slide, place, self._last_chunk):
+                found.update(repr((stored.place, stored.box, stored.chunk)).encode())
+                found.update(stored.sums)
+        return found.hexdigest()
+
     def _tiles(self, place: tuple[int, int]) -> Iterator[tuple[Tile, Int64Array]]:
         for stored in self._journal.tiles(self.resolved.slide, place, self._last_chunk):
             top, left, bottom, right = stored.box
@@ -164,31 +177,26 @@ class MapBlocks:
 def _write_zarr(path: Path, blocks: MapBlocks, patient: str) -> None:
     from streamwsi.arrays.ome_zarr import write_ome_zarr
 
-    write_ome_zarr(
-        path,
-        blocks.block,
-        shape=blocks.expected.shape,
-        dtype=blocks.dtype,
-        mpp=blocks.expected.mpp,
-        channels=blocks.spec.columns,
-        block_px=blocks.options.block_px,
-    )
+    write_ome_zarr(path, blocks.block, **_picture(blocks))
 
 
 def _write_tiff(path: Path, blocks: MapBlocks, patient: str) -> None:
     from streamwsi.arrays.ome_tiff import write_ome_tiff
 
-    here, of_map = blocks.resolved, (blocks.options.describe(), blocks.spec)
-    write_ome_tiff(
-        path,
-        blocks.block,
-        shape=blocks.expected.shape,
-        dtype=blocks.dtype,
-        mpp=blocks.expected.mpp,
-        channels=blocks.spec.columns,
-        block_px=blocks.options.block_px,
-        uuid=uuid5(_NAMESPACE, "/".join(map(str, (patient, here.id, here.fingerprint, here.kernel, here.stride, *of_map)))),
-    )
+    here = blocks.resolved
+    name = (patient, here.id, here.fingerprint, blocks.options.describe(), blocks.spec, blocks.digest())
+    write_ome_tiff(path, blocks.block, **_picture(blocks), uuid=uuid5(_NAMESPACE, "/".join(map(str, name))))
+
+
+def _picture(blocks: MapBlocks) -> dict[str, Any]:
+    """What both are told of it."""
+    return {
+        "shape": blocks.expected.shape,
+        "dtype": blocks.dtype,
+        "mpp": blocks.expected.mpp,
+        "channels": blocks.spec.columns,
+        "block_px": blocks.options.block_px,
+    }
 
 
 def _write_hdf5(path: Path, blocks: MapBlocks, patient: str) -> None:

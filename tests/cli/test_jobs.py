@@ -34,7 +34,7 @@ from streamwsi.cli.job import (
 )
 from streamwsi.cli.job_file import line_of, read_job, template, written
 from streamwsi.cli.options import job_from_options, option_name
-from streamwsi.pipeline.report import Report
+from streamwsi.pipeline.report import PatientReport, Report, SlideReport
 
 SETTING = re.compile(r"^#(?=[\w\[])", re.MULTILINE)
 """What is to be removed from a line of the template to make it count."""
@@ -410,6 +410,19 @@ def test_several_collectors_are_given_by_name(stand_in, invoke, tmp_path):
     assert again.return_value == 1 and f"h: 0 patients: ; 0 windows in 0.0 s (0/s)\nfiles: {tmp_path}/o/h;" in again.output
     for name in set(before) - {"loader", "collector", "writer", "quiet"}:
         assert stand_in.given[name] == before[name], name
+
+
+def test_quiet_still_names_what_failed(stand_in, invoke):
+    lost = SlideReport(id="a", path="/slides/a.svs", state="failed", reason="it is torn")
+    stand_in.reports = {
+        "mean": Report(streamwsi_version="0"),
+        "h": Report(streamwsi_version="0", state="some slides failed", patients=[PatientReport(id="p", slides=[lost])]),
+    }
+    both = ["--collector", "mean", "--collector", "hematoxylin"]
+    done = invoke("heatmap", "a.svs", "--out", "o", *both, "--quiet")
+    assert (done.return_value, done.stdout, done.stderr) == (1, "", "h: failed: /slides/a.svs: it is torn\n")
+    as_json = invoke("heatmap", "a.svs", "--out", "o", *both, "--quiet", "--json")
+    assert as_json.stderr == "" and json.loads(as_json.stdout)["h"]["patients"][0]["slides"][0]["reason"] == "it is torn"
 
 
 class Wants(sw.StreamCollector):

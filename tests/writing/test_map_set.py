@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_the_order_of_arrival_and_of_a_chunk_twice_make_no_difference(tmp_path: 
     one = published(tmp_path / "one", maps, SLIDE, images)
     two = published(tmp_path / "two", maps, SLIDE, images, chunks=[*numbers[::-1], *numbers])
     assert (one / "s.h5").read_bytes() == (two / "s.h5").read_bytes()
+
+
+def test_a_map_written_again_is_the_same_ome_tiff_and_another_collector_s_calls_itself_something_else(tmp_path: Path) -> None:
+    images = own_pixels(SLIDE)
+    first, again, other = (
+        (published(tmp_path / name, options("tiff"), SLIDE, given) / "s.ome.tiff")
+        for name, given in (("first", images), ("again", images), ("other", 255 - images))
+    )
+    assert first.read_bytes() == again.read_bytes()
+    names = [re.findall(r"urn:uuid:[-0-9a-f]{36}", tifffile.TiffFile(path).ome_metadata or "")[0] for path in (first, other)]
+    assert names[0] != names[1]
 
 
 def test_windows_that_gave_nothing_or_could_not_be_read_and_those_behind_a_stop_are_holes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,12 +36,14 @@ from streamwsi.arrays.picture import (
     level_sizes,
 )
 from streamwsi.arrays.sources import AnyArray
+from streamwsi.errors import OutputError
 
 _UM_PER_CM = 10_000
 _BIG_BYTES = 1 << 31
 """Files whose pixels take more may pass the 4 GiB of a classic TIFF, in the worst case."""
 _BUFFER_BYTES = 1 << 24
 """Of tiles that are compressed at once."""
+_UUID = re.compile(rb"urn:uuid:[-0-9a-f]{36}")
 
 
 def write_ome_tiff(
@@ -111,6 +114,20 @@ def write_ome_tiff(
         partial.unlink(missing_ok=True)
         raise
     return target
+
+
+def set_uuid(path: Path, uuid: UUID) -> None:
+    """Change what a file of :func:`write_ome_tiff` calls itself, in place; it must have been given a name."""
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages.first.tags["ImageDescription"]
+        place, size = tag.valueoffset, tag.valuebytecount
+    with path.open("r+b") as raw:
+        raw.seek(place)
+        text, n_found = _UUID.subn(uuid.urn.encode(), raw.read(size))
+        if n_found != 1:
+            raise OutputError(f"{path} calls itself something {n_found} times, expected once")
+        raw.seek(place)
+        raw.write(text)
 
 
 def _passing_tiles(picture: Picture, coarser: Spool | None) -> Iterator[AnyArray]:

@@ -138,17 +138,6 @@ class MapBlocks:
         place = rows.start // self.options.block_px, columns.start // self.options.block_px
         return finished_block(self._frame, self._blend, place, self._tiles(place), self.dtype, self.fill)
 
-    def digest(self) -> str:
-        """Of the sums that it is made of: what tells the maps of a slide apart that different collectors have made."""
-        found = hashlib.sha256()
-        side = self.options.block_px
-        for rows, columns in block_spans(self.expected.shape[0], self.expected.shape[1], side):
-            place = rows.start // side, columns.start // side
-            for stored in self._journal.tiles(self.resolved.slide, place, self._last_chunk):
-                found.update(repr((stored.place, stored.box, stored.chunk)).encode())
-                found.update(stored.sums)
-        return found.hexdigest()
-
     def _tiles(self, place: tuple[int, int]) -> Iterator[tuple[Tile, Int64Array]]:
         for stored in self._journal.tiles(self.resolved.slide, place, self._last_chunk):
             top, left, bottom, right = stored.box
@@ -181,11 +170,19 @@ def _write_zarr(path: Path, blocks: MapBlocks, patient: str) -> None:
 
 
 def _write_tiff(path: Path, blocks: MapBlocks, patient: str) -> None:
-    from streamwsi.arrays.ome_tiff import write_ome_tiff
+    """What the file calls itself follows from its pixels: it is another for each collector, and the same when written again."""
+    from streamwsi.arrays.ome_tiff import set_uuid, write_ome_tiff
 
-    here = blocks.resolved
-    name = (patient, here.id, here.fingerprint, blocks.options.describe(), blocks.spec, blocks.digest())
-    write_ome_tiff(path, blocks.block, **_picture(blocks), uuid=uuid5(_NAMESPACE, "/".join(map(str, name))))
+    here, seen = blocks.resolved, hashlib.sha256()
+
+    def source(rows: slice, columns: slice) -> AnyArray:
+        block = blocks.block(rows, columns)
+        seen.update(np.ascontiguousarray(block).data)
+        return block
+
+    write_ome_tiff(path, source, **_picture(blocks), uuid=UUID(int=0))
+    name = (patient, here.id, here.fingerprint, here.kernel, here.stride, blocks.options.describe(), blocks.spec)
+    set_uuid(path, uuid5(_NAMESPACE, "/".join(map(str, (*name, seen.hexdigest())))))
 
 
 def _picture(blocks: MapBlocks) -> dict[str, Any]:

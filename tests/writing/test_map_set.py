@@ -163,15 +163,16 @@ def test_the_order_of_arrival_and_of_a_chunk_twice_make_no_difference(tmp_path: 
     assert (one / "s.h5").read_bytes() == (two / "s.h5").read_bytes()
 
 
-def test_a_map_written_again_is_the_same_ome_tiff_and_another_collector_s_calls_itself_something_else(tmp_path: Path) -> None:
+def test_an_ome_tiff_s_name_follows_from_its_pixels_not_from_how_they_came(tmp_path: Path) -> None:
     images = own_pixels(SLIDE)
-    first, again, other = (
-        (published(tmp_path / name, options("tiff"), SLIDE, given) / "s.ome.tiff")
-        for name, given in (("first", images), ("again", images), ("other", 255 - images))
+    other_chunks = resolved_slide((150, 101), (32, 32), (24, 16), "pad", (1, 2))
+    first, again, inverted = (
+        published(tmp_path / name, options("tiff"), slide, given) / "s.ome.tiff"
+        for name, slide, given in (("a", SLIDE, images), ("b", other_chunks, images), ("c", SLIDE, 255 - images))
     )
     assert first.read_bytes() == again.read_bytes()
-    names = [re.findall(r"urn:uuid:[-0-9a-f]{36}", tifffile.TiffFile(path).ome_metadata or "")[0] for path in (first, other)]
-    assert names[0] != names[1]
+    names = [re.findall(r"urn:uuid:[-0-9a-f]{36}", tifffile.TiffFile(path).ome_metadata or "") for path in (first, inverted)]
+    assert len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
 
 
 def test_windows_that_gave_nothing_or_could_not_be_read_and_those_behind_a_stop_are_holes(tmp_path: Path) -> None:

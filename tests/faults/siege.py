@@ -233,7 +233,8 @@ class Siege:
 
     def __exit__(self, *error: object) -> None:
         if self._process is not None:  # an assertion has ended the siege, not the run
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         shutil.rmtree(self._sockets, ignore_errors=True)
 
@@ -357,6 +358,8 @@ class Siege:
             self.kills.append(Kill(role, self._moment(role, snapshot, processes)))
             if role == "all":
                 os.killpg(self._process.pid, signal.SIGKILL)
+            elif role == "driver":  # by its number: a child that has not become another program yet is called the same
+                os.kill(self._process.pid, signal.SIGKILL)
             else:
                 chance.choice([process for process, its in zip(processes, roles, strict=True) if its == role]).kill()
         if role in ("driver", "all"):

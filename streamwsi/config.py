@@ -23,8 +23,9 @@ OutputFormat = Literal["csv", "hdf5", "images", "maps"]
 
 CHUNK_PX = 1 << 24
 """Of a big chunk, about, by default: 256 windows of 256 px."""
-STREAM_CHUNK_PX = 1 << 23
-"""The same of a stream, which mixes the windows of as many chunks as it holds."""
+SMALL_CHUNK_PX = 1 << 23
+"""The same of a stream, which mixes the windows of as many chunks as it holds; and wherever a chunk, or what is made of it, is
+one message: blocks above 32 MiB are fresh memory each time (glibc's ``malloc``), whose pages cost more than is saved."""
 TILE_CACHE_BYTES = 192 << 20
 """Decoded tiles that a loader keeps, by default."""
 

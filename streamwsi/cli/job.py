@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from streamwsi.config import CHUNK_PX, TILE_CACHE_BYTES, Durability, OnBadRegion, Transport
+from streamwsi.config import TILE_CACHE_BYTES, Durability, OnBadRegion, Transport
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
 from streamwsi.images.options import NAME
@@ -284,7 +284,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         About("Decode threads of each loader. Default: its share of processors; alone, one more.", example=8),
     ] = None
     writers: Annotated[_AtLeastOne, About("Writer processes.")] = 1
-    chunk_px: Annotated[_Pixels, About("Pixels of a big chunk, about.")] = CHUNK_PX
+    chunk_px: Annotated[
+        _Pixels | None,
+        About("Pixels of a big chunk, about. Default: 16777216; half of it through sockets, and for images.", example=16777216),
+    ] = None
     tile_cache_mb: Annotated[_NotNegative, About("Decoded tiles that a loader keeps, in MB.")] = round(
         TILE_CACHE_BYTES / 1e6, 0
     )

@@ -48,7 +48,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.wire import messages
 from streamwsi.wire.channels import Context, ControlServer, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Clock, PatientRef
-from streamwsi.wire.shared_memory import SlotsError, SlotsSpec, make_slots, reserve_slots
+from streamwsi.wire.shared_memory import SlotsError, SlotsSpec, can_be_shared, make_slots, reserve_slots
 
 _LAST_WORDS_S = 1.0
 """How long the last words of a worker that has failed may be on their way."""
@@ -163,7 +163,7 @@ class Driver:
         """Shared memory for the pixels, where it is wanted and there is enough."""
         execution = self._job.execution
         self._pixels_go_through(sockets)
-        if execution.transport not in ("auto", "shm") or not hasattr(os, "posix_fallocate"):
+        if not can_be_shared(execution.transport):
             return None
         # One for each chunk that loaders and collectors may hold, and for those that users hold on to
         collectors = sum(branch.job.execution.collectors for branch in self._branches)

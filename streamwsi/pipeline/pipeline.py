@@ -21,7 +21,6 @@ from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.ready_made.patches import Patches
 from streamwsi.collecting.spec import Shipped, collector_arguments, collector_name, ship, source_hash
 from streamwsi.config import (
-    CHUNK_PX,
     TILE_CACHE_BYTES,
     Defining,
     Durability,
@@ -41,7 +40,7 @@ from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.folder import OutputFolder
 from streamwsi.pipeline.job import BranchJob, Job
 from streamwsi.pipeline.map_checks import check_maps, most_chunk_px
-from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, loader_sizes, loader_startup, window_px
+from streamwsi.pipeline.reading import LoaderStartup, chunk_bytes, default_chunk_px, loader_sizes, loader_startup, window_px
 from streamwsi.pipeline.report import Report
 from streamwsi.sampling.description import description_of
 from streamwsi.wire.hosts import LOOPBACK, bindable, refuse_open_host
@@ -84,7 +83,8 @@ class Pipeline:
         Decode threads of each loader; by default the processors there are, shared among the loaders, and one more for a single
         loader.
     chunk_px
-        Pixels of a big chunk, about; with a MapStreamWriter at most 4 million of the map, or those of a batch.
+        Pixels of a big chunk, about; by default 16 million, and 8 where pixels go through sockets or an ImageStreamWriter
+        writes. With a MapStreamWriter at most 4 million of the map, or those of a batch.
     collector_credits, writer_credits, loader_credits
         Chunks that one process of that kind may hold.
     tile_cache_mb
@@ -127,7 +127,7 @@ class Pipeline:
         devices: Sequence[str] | str | Mapping[str, Sequence[str] | str] | None = None,
         batch_size: int | Mapping[str, int] | None = None,
         threads: int | None = None,
-        chunk_px: int = CHUNK_PX,
+        chunk_px: int | None = None,
         collector_credits: int = 2,
         writer_credits: int = 16,
         loader_credits: int | None = None,
@@ -161,6 +161,9 @@ class Pipeline:
         _check_host(transport, tcp_host, key_dir)
         if writer.options.images is not None:
             check_names(writer.options.images, loader.dataset)
+        one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport")
+        if chunk_px is None:
+            chunk_px = default_chunk_px(transport, images=writer.options.images is not None)
         chunk_px = count(chunk_px, "chunk_px")
         if writer.options.maps is not None:
             check_maps(writer.options.maps, loader)
@@ -181,7 +184,7 @@ class Pipeline:
             max_restarts=at_least(max_restarts, 0, "max_restarts"),
             stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s"),
             grace_s=at_least(grace_s, 0, "grace_s"),
-            transport=one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport"),
+            transport=transport,
             tcp_host=tcp_host,
             key_dir=None if key_dir is None else os.path.abspath(key_dir),
             durability=one_of(durability, ("process", "power"), "durability"),

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from streamwsi.collecting.spec import Shipped, ship
-from streamwsi.config import available_cpus, count
+from streamwsi.config import CHUNK_PX, SMALL_CHUNK_PX, Transport, available_cpus, count
 from streamwsi.geometry import MOST_WINDOWS
 from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions
 from streamwsi.loading.window_loader import WindowLoader
+from streamwsi.wire.shared_memory import can_be_shared
 
 _THREADS_OF_A_LOADER = 4
 """Threads of one process wait for Python's lock between two tiles. Measured on 16 processors, of a limit of 1.8 Gpx/s: 1.2 with
@@ -77,6 +78,16 @@ def loader_startup(
         level=0 if level is None or callable(level) else level,
         choices=None if simple else ship(choices, "what chooses resolutions, windows and paired images"),
     )
+
+
+def default_chunk_px(transport: Transport, images: bool) -> int:
+    """Pixels of a chunk, about, where none are given.
+
+    Larger chunks cost less, as long as neither their pixels nor the `images` that are made of them are a message. Measured on
+    two processors, 16 million pixels relative to 8: a run through shared memory is 2 to 8 % faster; through sockets it is 30 %
+    slower, and the writing of PNG 10 %.
+    """
+    return CHUNK_PX if can_be_shared(transport) and not images else SMALL_CHUNK_PX
 
 
 def chunk_bytes(loader: WindowLoader, chunk_px: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 from streamwsi.chunks import Batch, BigChunk, MixedBatch, SmallChunk
 from streamwsi.collecting.ahead import Ahead, ChunkWork
 from streamwsi.config import (
-    STREAM_CHUNK_PX,
+    SMALL_CHUNK_PX,
     TILE_CACHE_BYTES,
     Transport,
     at_least,
@@ -94,7 +94,7 @@ def stream(
     on_bad_slide: str = "raise",
     loaders: int | None = None,
     threads: int | None = None,
-    chunk_px: int = STREAM_CHUNK_PX,
+    chunk_px: int = SMALL_CHUNK_PX,
     chunks_ahead: int | None = None,
     tile_cache_mb: float = TILE_CACHE_BYTES / 1e6,
     max_restarts: int = 5,

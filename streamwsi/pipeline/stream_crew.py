@@ -29,7 +29,7 @@ from streamwsi.wire import messages
 from streamwsi.wire.blackbox import make_box
 from streamwsi.wire.channels import Address, Context, ControlServer, DataInput, Poll, Wakeup, make_address, remove_address
 from streamwsi.wire.messages import Message, PatientRef
-from streamwsi.wire.shared_memory import SharedSlots, SlotsError, SlotsSpec, make_slots, reserve_slots
+from streamwsi.wire.shared_memory import SharedSlots, SlotsError, SlotsSpec, can_be_shared, make_slots, reserve_slots
 
 _USER = "user"
 """Who holds the slots that the user's process has."""
@@ -228,7 +228,7 @@ class Crew:
         self._workers[name] = self._processes.start(startup, number, 0)
 
     def _make_slots(self) -> None:
-        if self._options.transport not in ("auto", "shm") or not hasattr(os, "posix_fallocate"):
+        if not can_be_shared(self._options.transport):
             return
         try:
             self._spec = make_slots(self._options.n_slots, self._options.chunk_bytes)

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from streamwsi.chunks import UInt8Array
+from streamwsi.config import Transport
 from streamwsi.memory import BEGIN
 
 _SHARE_OF_FREE = 0.5
@@ -63,6 +64,11 @@ class SharedSlots:
         start = number * self.spec.slot_bytes  # a page's
         # through a memoryview, so that NumPy does not look through it: whoever holds a view holds this array
         return np.frombuffer(memoryview(self._map)[start + BEGIN : start + self.spec.slot_bytes], np.uint8)
+
+
+def can_be_shared(transport: Transport) -> bool:
+    """Whether pixels go through shared memory here, where there is enough of it, if they are to go through `transport`."""
+    return transport in ("auto", "shm") and hasattr(os, "posix_fallocate")
 
 
 def make_slots(count: int, room_bytes: int) -> SlotsSpec:

@@ -107,6 +107,8 @@ class _Collector:
         """Slots that the user's code holds views into, by lease."""
         self._returned: deque[int] = deque()
         """Those of them that it has let go of."""
+        self._orders: deque[Any] = deque()
+        """The driver's, heard while a chunk is processed; what they ask for waits until it is done."""
         self._stopped = False
 
     def run(self) -> None:
@@ -137,7 +139,9 @@ class _Collector:
             else:
                 coming = result
             del step, result  # they hold pixels
-            if idle and not self._stopped:  # which take may just have heard: then nothing else would come
+            if not idle:
+                self._listen()  # not only between chunks: a chunk may take long
+            elif not self._stopped:  # which take may just have heard: then nothing else would come
                 with self._seat.clock.spending("wait_input"):
                     self._poll.wait()
                 self._hear()
@@ -152,13 +156,21 @@ class _Collector:
         self._outputs.close()
         self._wakeup.close()
 
-    def _hear(self) -> None:
-        """Take what has arrived."""
+    def _listen(self) -> None:
+        """Take the driver's orders. Only its word to stop is obeyed at once."""
         for order in self._seat.control.receive():
+            if isinstance(order, Stop):
+                self._stopped = True
+            else:
+                self._orders.append(order)
+
+    def _hear(self) -> None:
+        """Take what has arrived, and obey."""
+        self._listen()
+        while self._orders:
+            order = self._orders.popleft()
             if isinstance(order, TakeChunk):
                 self._ahead.add(self._in_slot(order))
-            elif isinstance(order, Stop):
-                self._stopped = True
             elif isinstance(order, AskFinished):
                 self._seat.control.send(self._ask(order))
             elif isinstance(order, EndpointGone):

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from streamwsi.chunks import BigChunk
+from streamwsi.chunks import Batch, BigChunk
 from streamwsi.collecting import ahead as ahead_module
 from streamwsi.collecting import main as collecting_main
 from streamwsi.collecting.ahead import Ahead, BatchMemory, ChunkWork
+from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.main import CollectingOptions, run_collector
 from streamwsi.collecting.ready_made import MeanCollector
 from streamwsi.dataset import Patient, Slide
@@ -182,11 +183,12 @@ def test_a_collector_stops_that_is_told_so_while_it_looks_for_chunks(
     monkeypatch: pytest.MonkeyPatch, device: str | None
 ) -> None:
     """And if it has a device, its batches are copied by another thread."""
-    made = []
+    made: list[bool] = []
+    seats: list[Seat] = []
 
     class Noted(Ahead):
         def take(self, more: Callable[[], object]) -> Any:
-            Poll(seat.control).wait(30)  # the word is there, and is heard in what follows
+            Poll(seats[0].control).wait(30)  # the word is there, and is heard in what follows
             return super().take(more)
 
     def noted(batch_size: int, always: bool) -> Ahead:
@@ -194,6 +196,41 @@ def test_a_collector_stops_that_is_told_so_while_it_looks_for_chunks(
         return Noted(batch_size, always)
 
     monkeypatch.setattr(collecting_main, "Ahead", noted)
+    with serving(MeanCollector(), seats, device) as server:
+        server.send("collector-0", Stop())
+    assert made == [device is not None]
+
+
+def test_a_collector_stops_that_is_told_so_in_the_middle_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    seats: list[Seat] = []
+    begun = threading.Event()
+
+    class Slow(StreamCollector):
+        def process(self, batch: Batch) -> Any:
+            begun.set()
+            Poll(seats[0].control).wait(30)  # the word comes meanwhile
+            done.append(len(batch))
+            return np.zeros(len(batch))
+
+        def teardown(self) -> None:
+            done.append("teardown")
+
+    def with_a_chunk(batch_size: int, always: bool) -> Ahead:
+        ahead = Ahead(batch_size, always)
+        ahead.add(work(0))
+        return ahead
+
+    monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    with serving(Slow(), seats) as server:
+        assert begun.wait(30)
+        server.send("collector-0", Stop())
+    assert done == [4, "teardown"]
+
+
+@contextlib.contextmanager
+def serving(collector: StreamCollector, seats: list[Seat], device: str | None = None) -> Iterator[ControlServer]:
+    """A collector's main loop, ready, in another thread, on a seat that is put into `seats`; ends when it has ended."""
     options = CollectingOptions(batch_size=4, columns=None, device=device, max_chunk_bytes=1 << 20)
     address = make_address("ipc")
     try:
@@ -203,14 +240,14 @@ def test_a_collector_stops_that_is_told_so_while_it_looks_for_chunks(
                 Seat(msgspec.structs.replace(address, driver=server.endpoint), "collector-0") as seat,
                 ThreadPoolExecutor(1) as thread,
             ):
-                run = thread.submit(run_collector, seat, options, MeanCollector())
+                seats.append(seat)
+                run = thread.submit(run_collector, seat, options, collector)
                 Poll(server).wait(30)
                 assert [name for name, _ in server.receive()] == ["collector-0"]
-                server.send("collector-0", Stop())
+                yield server
                 run.result(30)
     finally:
         remove_address(address)
-    assert made == [device is not None]
 
 
 def test_batches_begin_where_chunks_do() -> None:

@@ -63,6 +63,8 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     encode_threads: int = 1
     maps: MapOptions | None = None
     """How images are blended, for a writer that makes maps of them."""
+    shares_slots: bool = False
+    """Other collectors have the same chunks, in the same memory; what one does to it must not reach them."""
     transforms: bytes | None = None
     """What changes batches before the collector has them: encoded, as :class:`streamwsi.collecting.spec.Shipped`."""
 
@@ -187,6 +189,8 @@ class _Collector:
         if self._slots is None:
             raise RuntimeError(f"chunk {order.chunk} lies in slot {order.slot}, and this collector has no slots")
         memory = self._slots.slot(order.slot)
+        if self._options.shares_slots:  # batches are copies then: the user's code may change them
+            memory.flags.writeable = False
         big = order.slide.blank_chunk(order.chunk, memory)
         if order.skipped:
             big.skipped[...] = np.frombuffer(order.skipped, np.bool_)

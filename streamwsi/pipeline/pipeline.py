@@ -290,6 +290,7 @@ class Pipeline:
                 images=None if output.images is None else output.images.encoding,
                 encode_threads=max(1, available_cpus() // part.collectors),
                 maps=output.maps,
+                shares_slots=len(self._parts) > 1,
                 transforms=self._shipped_transforms(),
             ),
             collector=shipped,

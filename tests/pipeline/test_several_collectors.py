@@ -104,6 +104,47 @@ def test_each_writes_what_it_writes_alone_and_every_tile_is_decoded_once(
     assert not any(verdict.problems for verdict in verdicts)
 
 
+class Blackens(sw.StreamCollector):
+    """Changes the pixels that it is given, and says so."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def process(self, batch: sw.Batch) -> Any:
+        batch.pixels[...] = 0
+        batch.paired["labels"][...] = 0
+        (self.notes / str(batch.windows.index[0])).touch()
+        return np.zeros(len(batch))
+
+
+class Afterwards(sw.StreamCollector):
+    """Looks at its pixels when the other has changed its own."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def process(self, batch: sw.Batch) -> Any:
+        note = self.notes / str(batch.windows.index[0])
+        wait_for(note.exists)
+        both = batch.pixels.mean(axis=(1, 2, 3)), batch.paired["labels"].mean(axis=(1, 2))
+        return np.stack(both, axis=1)
+
+
+@pytest.mark.parametrize("transport", ["shm", "ipc"])
+def test_what_one_does_to_its_pixels_is_not_seen_by_another(one_patient: sw.Dataset, tmp_path: Path, transport: str) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.ones((2967, 2220), np.uint8))
+    loader = sw.SlidingWindowLoader(one_patient, 256, paired={"labels": labels})
+    both = {"first": Blackens(notes), "second": Afterwards(notes)}
+    sw.Pipeline(loader, both, sw.CSVStreamWriter(tmp_path / "out"), quiet=True, transport=transport).run()
+    found = sw.read_pieces(tmp_path / "out" / "second" / "p.csv").values
+    sw.Pipeline(loader, sw.MeanCollector(), sw.CSVStreamWriter(tmp_path / "alone"), quiet=True).run()
+    np.testing.assert_allclose(found[:, 0], sw.read_pieces(tmp_path / "alone" / "p.csv").values.mean(axis=1))
+    assert (found[:, 1] > 0).all()
+
+
 def test_hdf5_files_are_those_of_runs_apart(one_patient: sw.Dataset, tmp_path: Path) -> None:
     several(one_patient, tmp_path / "both", BOTH, h5=True, one_file=True)
     for name, collector in BOTH.items():

@@ -30,6 +30,7 @@ from streamwsi.map_options import MapOptions
 from streamwsi.values import ValueSpec, joined
 from streamwsi.wire.channels import DataInput, DataOutputs, Poll, Wakeup
 from streamwsi.wire.messages import (
+    LARGEST_PIECES_BYTES,
     AskFinished,
     Chunk,
     ChunkCollected,
@@ -42,7 +43,7 @@ from streamwsi.wire.messages import (
     chunk_of,
     slide_of,
 )
-from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.seat import Seat, Signs, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class _Collector:
         self._orders: deque[Any] = deque()
         """The driver's, heard while a chunk is processed; what they ask for waits until it is done."""
         self._stopped = False
+        self._signs = Signs(seat)
 
     def run(self) -> None:
         self._collector.device = self._options.device
@@ -230,6 +232,7 @@ class _Collector:
         with self._seat.clock.spending("busy"), self._seat.doing.chunk(work.lease):
             if work.rows is None:
                 work.rows = self._rows_of(work)
+            self._signs.give()  # a chunk may take longer than a stall
             if result.windows is not None:
                 try:
                     value = result.value if result.fetch is None else result.fetch()
@@ -242,9 +245,19 @@ class _Collector:
                 self._spec = work.rows.spec
                 result.value = value = None  # it may be a view of the pixels, whose slot is free again
             if step.last:
-                self._outputs.send(work.writer, *pieces_message(work))
+                header, payload = pieces_message(work)
+                self._check_size(work, payload)
+                self._outputs.send(work.writer, header, payload)
         if step.last:
             self._finish(work)
+
+    def _check_size(self, work: ChunkWork, payload: list[Any]) -> None:
+        largest = max(memoryview(part).nbytes for part in payload)
+        if largest > LARGEST_PIECES_BYTES:  # its writer would not take it, and nobody would hear of it
+            raise PieceError(
+                f"{self._where(work, work.rows.windows if work.rows else work.chunk.windows)}: the values of the chunk take "
+                f"{largest / 1e6:.0f} MB, expected at most {LARGEST_PIECES_BYTES / 1e6:.0f}: take a smaller chunk_px"
+            )
 
     def _rows_of(self, work: ChunkWork) -> ChunkRows:
         if self._blending is not None:

@@ -108,13 +108,13 @@ class _OpenSlides:
 
 
 class _Throttle:
-    """Lets threads pass at least `interval_s` apart."""
+    """Lets threads pass at least `interval_s` apart, until it is opened."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._next = 0.0
-        self._never = threading.Event()
+        self._open = threading.Event()
 
     def wait(self) -> None:
         """Return when it is this thread's turn."""
@@ -124,7 +124,11 @@ class _Throttle:
             now = time.monotonic()
             turn = max(now, self._next)
             self._next = turn + self._interval_s
-        self._never.wait(turn - now)
+        self._open.wait(turn - now)
+
+    def open(self) -> None:
+        """Let all pass that wait, and that come."""
+        self._open.set()
 
 
 class _Done(NamedTuple):
@@ -176,7 +180,13 @@ class _Loader:
                     self._obey(message, pool)
                 while not self._done.empty():
                     self._report(self._done.get())
+        except BaseException as error:
+            # Told at once: threads may be at work for long
+            self._seat.fail(error)
+            raise
         finally:
+            self._orders.clear()
+            self._throttle.open()
             # Threads inside a native read cannot be ended; their results are not wanted any more.
             pool.shutdown(wait=True, cancel_futures=True)
             self._outputs.close()
@@ -223,6 +233,8 @@ class _Loader:
         if isinstance(done, BaseException):
             raise done
         if isinstance(done, Message):
+            if isinstance(done, ChunkFailed):
+                self._orders.pop(done.lease, None)
             self._seat.control.send(done)
             return
         self._seat.clock.add("busy", done.seconds / self._options.threads)
@@ -265,6 +277,8 @@ class _Loader:
         if order.lease not in self._orders:
             return ChunkDropped(order.lease)
         self._throttle.wait()
+        if order.lease not in self._orders:  # its slide may be closed by now
+            return ChunkDropped(order.lease)
         begun = time.monotonic()
         slide = order.slide
         try:

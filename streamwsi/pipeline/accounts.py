@@ -20,7 +20,7 @@ from streamwsi.wire import messages
 from streamwsi.wire.messages import Clock
 from streamwsi.writing.journal import remove_journal
 from streamwsi.writing.layout import write_whole
-from streamwsi.writing.publish import read_record
+from streamwsi.writing.publish import PublishedSlide, read_record
 
 Counts = tuple[int, int, int]
 """Windows written, none, skipped."""
@@ -33,13 +33,14 @@ class Accounts:
         self, dataset: Dataset, folder: OutputFolder, gathers: bool, progress: Progress, name: str | None = None
     ) -> None:
         self._folder = folder
+        self._gathers = gathers
         self._progress = progress
         self._prefix = "" if name is None else f"{name}: "
         self._dataset = dataset
         self._patients: dict[int, PatientReport] = {}
         self._clocks: dict[Role, dict[str, Clock]] = {role: {} for role in ROLES}
         self.report = Report(streamwsi_version=__version__, warnings=list(folder.warnings))
-        self.todo = frozenset(self._find_patients_to_do(gathers))
+        self.todo = frozenset(self._find_patients_to_do())
         """Places in the dataset of the patients that no earlier run has finished."""
         progress.add_slides(sum(len(dataset[number].slides) for number in self.todo))
         for warning in self.report.warnings:
@@ -98,6 +99,14 @@ class Accounts:
         self.report.windows += sum(counts)
         self._progress.windows_done(sum(counts))
 
+    def counted_again(self, key: SlideKey, counts: Counts) -> None:
+        """What the journal holds of a slide, after its writer has died, maybe between a commit and its word of it."""
+        slide = self.slide(key)
+        more = sum(counts) - slide.written - slide.none - slide.skipped
+        slide.written, slide.none, slide.skipped = counts
+        self.report.windows += more
+        self._progress.windows_done(more)
+
     def tiles_decoded(self, key: SlideKey, decoded: int, distinct: int) -> None:
         """What the loaders have decoded of a slide that they have closed."""
         slide = self.slide(key)
@@ -108,11 +117,9 @@ class Accounts:
         patient = self._patients[message.patient]
         patient.state, patient.file = "partial" if partial else "done", message.file
         for counts in message.slides:
-            slide = patient.slides[counts.slide]
-            slide.written, slide.none = counts.written, counts.none
-            slide.skipped, slide.stopped = counts.skipped, counts.stopped
-        if message.result is not None:
-            self.report.results[patient.id] = decode_result(message.result)
+            _count_as_published(patient.slides[counts.slide], counts)
+        if self._gathers:  # read, not sent: it may be larger than a message
+            self.report.results[patient.id] = decode_result(self._folder.layout.result_file(patient.id, partial).read_bytes())
 
     def all_published(self, file: str, patient_ids: set[str]) -> None:
         """The file of all patients has its final name."""
@@ -120,6 +127,9 @@ class Accounts:
             if patient.id in patient_ids:
                 patient.state = "done" if patient.state == "unfinished" else patient.state
                 patient.file = file
+                record = read_record(self._folder.layout, patient.id, partial=self.any_failed)
+                for published in [] if record is None else record.slides:
+                    _count_as_published(patient.slides[published.resolved.slide], published)
 
     def patient_finished(self, number: int, failed: bool) -> None:
         """A patient is done with: published, or given up because slides of it have failed."""
@@ -127,10 +137,13 @@ class Accounts:
         if failed and patient.state != "partial":
             patient.state = "failed"
         for slide in patient.slides:
+            left = max(0, (slide.expected or 0) - slide.written - slide.none - slide.skipped)
             if slide.state == "failed":
-                slide.failed = max(0, (slide.expected or 0) - slide.written - slide.none - slide.skipped)
+                slide.failed = left
             else:
                 slide.state = "done"
+                if failed and patient.state == "failed":  # no publication says how many of them is_finished has spared
+                    slide.stopped = left
 
     def clock(self, role: Role, worker: str, clock: Clock) -> None:
         """Where a worker's time has gone so far."""
@@ -158,7 +171,9 @@ class Accounts:
         clocks = [clock for of_role in self._clocks.values() for clock in of_role.values()]
         self.report.refused_messages = by_driver + sum(clock.refused for clock in clocks)
 
-    def close(self, execution: Execution, seconds: float, failure: Exception | None, interrupted: bool) -> Exception | None:
+    def close(
+        self, execution: Execution, seconds: float, failure: BaseException | None, interrupted: bool
+    ) -> BaseException | None:
         """Finish the report and write it. Returns `failure`, or what keeps the report from being written."""
         report = self.report
         report.seconds = round(seconds, 3)
@@ -172,7 +187,7 @@ class Accounts:
         }
         report.set_clocks({stage: clocks for stage, clocks in self._clocks.items() if clocks}, workers)
         if failure is not None:
-            report.state, report.error = "broken off", str(failure).splitlines()[0]
+            report.state, report.error = "broken off", next(iter(str(failure).splitlines()), type(failure).__name__)
         elif interrupted:
             report.state = "interrupted"
         elif self.any_failed:
@@ -185,7 +200,7 @@ class Accounts:
             self._folder.remove_empty_folders()
         return failure
 
-    def _find_patients_to_do(self, gathers: bool) -> list[int]:
+    def _find_patients_to_do(self) -> list[int]:
         """Patients that no earlier run has finished; the others are reported as they were."""
         todo = []
         layout = self._folder.layout
@@ -201,8 +216,12 @@ class Accounts:
             for slide, published in zip(slides, record.slides, strict=False):
                 slide.state, slide.expected = "done", len(published.resolved.plan())
                 slide.reader, slide.level = published.resolved.info.reader, published.resolved.level
-                slide.written, slide.none = published.written, published.none
-                slide.skipped, slide.stopped = published.skipped, published.stopped
-            if gathers:
+                _count_as_published(slide, published)
+            if self._gathers:
                 self.report.results[patient.id] = decode_result(layout.result_file(patient.id).read_bytes())
         return todo
+
+
+def _count_as_published(slide: SlideReport, counts: messages.SlideCounts | PublishedSlide) -> None:
+    slide.written, slide.none = counts.written, counts.none
+    slide.skipped, slide.stopped = counts.skipped, counts.stopped

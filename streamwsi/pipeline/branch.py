@@ -30,7 +30,7 @@ class Branch:
         """Of a file of all patients: those whose journals wait for it."""
         self.stops: dict[str, SlideKey] = {}
         """Where those of them were stopped that were."""
-        self.all_published = not job.writing.output.one_file
+        self.all_published = not job.writing.output.one_file or not self.accounts.todo
         self.publishing_all: str | None = None
         """The publisher that was told to write the one file of all."""
         self._dataset = dataset

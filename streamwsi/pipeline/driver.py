@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ from streamwsi.pipeline.progress import Progress
 from streamwsi.pipeline.report import Report
 from streamwsi.pipeline.scheduler import Scheduler
 from streamwsi.pipeline.slots import Slots
-from streamwsi.pipeline.workforce import Deaths, StallWatch, Workforce
+from streamwsi.pipeline.workforce import STOP_TIMEOUT_S, Deaths, StallWatch, Workforce
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.wire import messages
 from streamwsi.wire.channels import Context, ControlServer, Poll, Wakeup, make_address, remove_address
@@ -53,6 +54,8 @@ from streamwsi.wire.shared_memory import SlotsError, SlotsSpec, can_be_shared, m
 _LAST_WORDS_S = 1.0
 """How long the last words of a worker that has failed may be on their way."""
 _IDLE_S = 0.5
+_SLIDES_OF_TILES = 256
+"""Slides whose tiles are remembered, for what some loader may still say of them."""
 _EXIT_FAILED = 1
 _EXPLAINED: dict[str, type[RunError]] = {"PieceError": RunError, "JournalError": RunError, "DiskError": DiskError}
 """Errors of workers that need no traceback, and what they are to the caller."""
@@ -66,14 +69,15 @@ class Driver:
         self._job = job
         self._signal: int | None = None
         self._hurry = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._deadline: float | None = None
+        self._all_done = False
         self._refs: dict[int, PatientRef] = {}
         """Of the patients that are begun."""
         self._resolved: dict[SlideKey, ResolvedSlide] = {}
         self._opened_at: dict[SlideKey, float] = {}
-        self._tiles: dict[SlideKey, tuple[int, int]] = {}
-        """Tiles decoded, and a bit for each tile that was, of what loaders have said of slides in flight."""
+        self._tiles: OrderedDict[SlideKey, tuple[int, int]] = OrderedDict()
+        """Tiles decoded, and a bit for each tile that was, of what loaders have said of the slides that they closed last."""
         self._deaths = Deaths()
         self._slots = Slots(0)
         self._wakeup: Wakeup | None = None
@@ -113,12 +117,12 @@ class Driver:
                     self._run_workers()
             else:
                 self._progress.say("every patient was finished by an earlier run: nothing to do")
-        except Exception as error:  # noqa: BLE001 - raised below, once it stands in the report
+        except BaseException as error:  # noqa: BLE001 - raised below, once it stands in the report
             self._failure = self._failure or error
         finally:
             self._progress.close()
             seconds = time.monotonic() - begun
-            interrupted = self._signal is not None
+            interrupted = self._signal is not None and not self._all_done
             failures = [
                 branch.accounts.close(branch.job.execution, seconds, self._failure, interrupted)
                 for branch in self._all_branches
@@ -126,16 +130,16 @@ class Driver:
             self._failure = self._failure or next(filter(None, failures), None)
         if self._failure is not None:
             raise self._failure
-        if self._signal is not None:
-            raise Interrupted(self._signal)
+        if interrupted:
+            raise Interrupted(self._signal or signal.SIGINT)
         return [branch.accounts.report for branch in self._all_branches]
 
     # ---- the loop
 
     def _run_workers(self) -> None:
         execution = self._job.execution
-        wakeup = self._wakeup = Wakeup()
         address = make_address(execution.transport, execution.tcp_host, self._job.keys)
+        wakeup = self._wakeup = Wakeup()
         slots = self._make_slots(address.transport)
         processes = self._processes = Processes(wakeup.set)
         try:
@@ -149,6 +153,7 @@ class Driver:
                     self._reserve_slots(slots, address.transport)
                     self._loop()
                     self._workforce.stop(self._wait_for_ends, self._hurry)
+                    self._warn_of_those_left()
                 finally:
                     processes.kill_all()
                 for branch in self._branches:
@@ -218,7 +223,8 @@ class Driver:
             for number, branch in enumerate(self._branches):
                 if not branch.all_published:
                     self._publish_all(number, branch)
-        return self._scheduler.stopping or all(branch.all_published for branch in self._branches)
+        self._all_done = not self._scheduler.stopping and all(branch.all_published for branch in self._branches)
+        return self._scheduler.stopping or self._all_done
 
     def _hear(self) -> None:
         """Take what workers have said, then those that have ended (their last words come first)."""
@@ -226,7 +232,7 @@ class Driver:
         for name, message in self._control.receive():
             self._handle(name, message)
         for worker, code in ended:
-            if code == _EXIT_FAILED and self._failure is None and not worker.told_to_stop:
+            if code == _EXIT_FAILED and self._failure is None:
                 self._wait_for_last_words()
             self._worker_ended(worker, code)
 
@@ -267,17 +273,21 @@ class Driver:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
     # ---- workers that end, and stages that stand still
 
     def _worker_ended(self, worker: Worker, code: int) -> None:
         self._workforce.remove(worker)
         self._slots.holder_went(worker.name)
-        if worker.told_to_stop or self._failure is not None:
+        if self._failure is not None:
             return
         of_name = "" if worker.role == "loader" else self._branch_of(worker).of_name
         what = f"{worker.role} {worker.number}{of_name} (pid {worker.pid}) {describe_exit(code)}"
+        if worker.told_to_stop:
+            if code and self._all_done and not worker.killed:
+                self._failure = WorkerDied(f"{what}, after all was done: in teardown, or as it ended")
+            return
         held = self._scheduler.held_by(worker.name)
         work = worker.last_work
         suspects, poison = self._scheduler.worker_went(worker.role, worker.name, work.leases, work.slides)
@@ -295,6 +305,15 @@ class Driver:
             return
         self._progress.say(f"{what}; it is replaced, and its {len(held)} chunks are done again")
         self._workforce.replace(worker)
+
+    def _warn_of_those_left(self) -> None:
+        """Say who has not ended in the time that there is for teardown, and is killed."""
+        for worker in [] if self._hurry or self._failure is not None else self._processes.alive.values():
+            for branch in self._branches_of(worker):
+                branch.accounts.warn(
+                    f"{worker.role} {worker.number} had not ended {STOP_TIMEOUT_S:g} s after it was told to, and was killed: "
+                    "its teardown may be incomplete"
+                )
 
     def _check_stall(self) -> None:
         stalled = self._stall_watch.stalled(self._scheduler, self._workforce)
@@ -378,7 +397,6 @@ class Driver:
             del self._refs[order.patient]
             for number in range(len(self._job.dataset[order.patient].slides)):
                 self._resolved.pop((order.patient, number), None)
-                self._tiles.pop((order.patient, number), None)
 
     _DECISIONS: ClassVar[dict[type, Callable[[Driver, Any], None]]] = {
         Open: _open,
@@ -437,6 +455,7 @@ class Driver:
         branch.patient_opened(message, self._resolved)
         for number in range(len(self._job.dataset[patient].slides)):
             if (patient, number) in self._resolved:
+                branch.accounts.counted_again((patient, number), message.counts.get(number, (0, 0, 0)))
                 self._workforce.tell(worker.name, messages.RecordSlide(self._resolved[patient, number]))
         self._scheduler.patient_opened(patient, message.committed, worker.branch)
 
@@ -479,8 +498,10 @@ class Driver:
         key = (message.patient, message.slide)
         decoded, seen = self._tiles.get(key, (0, 0))
         decoded, seen = decoded + message.tiles_decoded, seen | int.from_bytes(message.tiles_seen, "big")
-        if message.patient in self._refs:
-            self._tiles[key] = decoded, seen
+        self._tiles[key] = decoded, seen  # some loader may say so after the patient is finished
+        self._tiles.move_to_end(key)
+        if len(self._tiles) > _SLIDES_OF_TILES:
+            self._tiles.popitem(last=False)
         for branch in self._branches:
             if message.patient in branch.accounts.todo:
                 branch.accounts.tiles_decoded(key, decoded, seen.bit_count())

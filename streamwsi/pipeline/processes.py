@@ -40,6 +40,8 @@ class Worker:
     """Where it takes data, once it is ready."""
     ready: bool = False
     told_to_stop: bool = False
+    killed: bool = False
+    """By the driver itself."""
 
     def close(self) -> None:
         """Let go of the pipe and the notes of a child that has ended."""

@@ -23,8 +23,12 @@ from streamwsi.wire.channels import Address, ControlServer
 from streamwsi.wire.messages import Message
 from streamwsi.wire.shared_memory import SlotsSpec
 
-_STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 5.0
 """How long workers may take to end once they are told to."""
+
+
+_LATE_S = 2.0
+"""How late a check for stalls may be on a busy machine."""
 
 
 class Workforce:
@@ -96,8 +100,9 @@ class Workforce:
         for worker in self._workers.values():
             worker.told_to_stop = True
             if not (worker.ready and self._control.send(worker.name, messages.Stop())):
-                worker.process.kill()  # it is still being set up, and cannot be told
-        until = time.monotonic() + (0 if hurry else _STOP_TIMEOUT_S)
+                worker.killed = True  # it is still being set up, and cannot be told
+                worker.process.kill()
+        until = time.monotonic() + (0 if hurry else STOP_TIMEOUT_S)
         while self._processes.alive and (left := until - time.monotonic()) > 0:
             if not wait(left):
                 return
@@ -169,9 +174,13 @@ class StallWatch:
     def stalled(self, scheduler: Scheduler, workforce: Workforce) -> tuple[Role, int, list[tuple[SlideKey, int]]] | None:
         """The role and branch that have stalled, and the (slide, chunk) that they were given; None where none have."""
         now = time.monotonic()
-        if not self._timeout_s or now - self._checked_at < min(1.0, self._timeout_s / 4):
+        interval_s = min(1.0, self._timeout_s / 4)
+        since_s = now - self._checked_at
+        if not self._timeout_s or since_s < interval_s:
             return None
         self._checked_at = now
+        if since_s > 2 * interval_s + _LATE_S:  # this process has stood still (suspended, say), and so may have all others
+            self._heard_at = {stage: heard_at + since_s for stage, heard_at in self._heard_at.items()}
         for (role, branch), heard_at in self._heard_at.items():
             waiting = scheduler.waiting_for(role, branch)
             if not waiting or not all(worker.ready for worker in workforce.of_role(role, branch)):

@@ -27,6 +27,8 @@ from streamwsi.paired import PairedPixels
 from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import ValueSpec
 
+LARGEST_PIECES_BYTES = 1 << 31
+"""Of a frame of a chunk's pieces, at most: ZeroMQ drops larger ones, and whoever sent them."""
 _MAGIC = b"SWSI"
 _VERSION = 1
 _MAC_BYTES = 16
@@ -318,8 +320,8 @@ class SlideCounts(msgspec.Struct, frozen=True, array_like=True):
     stopped: int
 
 
-class StillPublishing(Message, frozen=True):
-    """A publication goes on."""
+class StillAtWork(Message, frozen=True):
+    """A worker has done a part of something that takes long."""
 
     clock: Clock
 
@@ -330,8 +332,6 @@ class PatientPublished(Message, frozen=True):
     patient: int
     file: str
     slides: tuple[SlideCounts, ...]
-    result: bytes | None
-    """What a gathering collector made of the patient, as :func:`streamwsi.values.encode_result` gives it."""
     clock: Clock
 
 
@@ -419,7 +419,7 @@ AnyMessage = (
     | PatientOpened
     | ChunksCommitted
     | PatientSealed
-    | StillPublishing
+    | StillAtWork
     | PatientPublished
     | AllPublished
     | WorkerFailed

@@ -14,7 +14,10 @@ from types import TracebackType
 
 from streamwsi.wire.blackbox import BlackBox
 from streamwsi.wire.channels import Address, Context, ControlClient
-from streamwsi.wire.messages import Clock, Hello, WorkerFailed
+from streamwsi.wire.messages import Clock, Hello, StillAtWork, WorkerFailed
+
+_SIGN_EVERY_S = 0.5
+"""How often a worker says that it is still at it."""
 
 
 class UserCodeError(Exception):
@@ -63,20 +66,41 @@ class Seat:
         self.context = Context(address)
         self.control = ControlClient(self.context, name)
         self.clock = Stopwatch(self.context)
+        self._failed = False
 
     def ready(self, endpoint: str = "") -> None:
         """Tell the driver that this worker is set up, and where it takes data."""
         self.control.send(Hello(os.getpid(), endpoint))
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the driver of an exception that will end this worker; it is told once."""
+        if not self._failed:
+            self._failed = True
+            self.control.send(failure(error))
 
     def __enter__(self) -> Seat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            self.control.send(failure(error))
+            self.fail(error)
         self.control.close()
         # Not destroyed: what was sent last has two seconds to leave.
         self.context.finish()
+
+
+class Signs:
+    """Tells the driver, now and then, that something goes on that may rightly take longer than a stall."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._given = time.monotonic()
+
+    def give(self) -> None:
+        """A part of it was done."""
+        if time.monotonic() - self._given > _SIGN_EVERY_S:
+            self._given = time.monotonic()
+            self._seat.control.send(StillAtWork(self._seat.clock.read()))
 
 
 def failure(error: BaseException) -> WorkerFailed:

@@ -25,6 +25,7 @@ from streamwsi.resolved import ResolvedSlide
 from streamwsi.values import parted
 from streamwsi.wire.channels import DataInput, Poll
 from streamwsi.wire.messages import (
+    LARGEST_PIECES_BYTES,
     AllPublished,
     ChunksCommitted,
     OpenPatient,
@@ -37,21 +38,17 @@ from streamwsi.wire.messages import (
     RecordSlide,
     SealPatient,
     SlideCounts,
-    StillPublishing,
 )
 from streamwsi.wire.messages import Stop as StopMessage
-from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.seat import Seat, Signs, UserCodeError
 from streamwsi.writing.journal import ChunkPieces, ChunkTiles, Journal, Run, StoredTile
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient, read_record
 
 _GROUP = 64
 """Chunks that are committed together, at most."""
-_LARGEST_PIECES_BYTES = 1 << 31
 _COMMIT_EVERY_S = 0.02
 """Commits are at least so far apart: what arrives meanwhile goes into one, which takes hardly longer than one chunk's."""
-_SIGN_EVERY_S = 0.5
-"""How often a publisher says that it is still at it."""
 
 
 class WritingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +72,7 @@ class _Writer:
         self._seat = seat
         self._options = options
         self._layout = Layout.of(options.output)
-        self._data = DataInput(seat.context, seat.name, _LARGEST_PIECES_BYTES)
+        self._data = DataInput(seat.context, seat.name, LARGEST_PIECES_BYTES)
         self._journals: dict[int, Journal] = {}
         self._slides: dict[tuple[int, int], ResolvedSlide] = {}
         self._never = threading.Event()
@@ -221,12 +218,10 @@ def _publish(
 ) -> PatientPublished:
     patient = order.patient.patient()
     record = read_record(layout, patient.id)
-    signs = _Signs(seat)
+    signs = Signs(seat)
     with _WatchedJournal(layout.journal(patient.id), options.durability, signs) as journal:
-        if record is not None:  # by a publisher that died before it could say so, and may have removed the journal
-            result = None if gatherer is None else layout.result_file(patient.id).read_bytes()
-        else:
-            record, result = publish_patient(
+        if record is None:  # else a publisher did it that died before it could say so, and may have removed the journal
+            record = publish_patient(
                 journal,
                 patient,
                 options.output,
@@ -239,11 +234,11 @@ def _publish(
     counts = tuple(
         SlideCounts(slide.resolved.slide, slide.written, slide.none, slide.skipped, slide.stopped) for slide in record.slides
     )
-    return PatientPublished(order.patient_index, record.file, counts, result, seat.clock.read())
+    return PatientPublished(order.patient_index, record.file, counts, seat.clock.read())
 
 
 def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions, seat: Seat) -> AllPublished:
-    signs = _Signs(seat)
+    signs = Signs(seat)
 
     def open_journal(patient_id: str) -> Journal:
         return _WatchedJournal(layout.journal(patient_id), options.durability, signs)
@@ -260,24 +255,10 @@ def _publish_all(order: PublishAll, layout: Layout, options: WritingOptions, sea
     return AllPublished(str(Path(records[0].file)) if records else "")
 
 
-class _Signs:
-    """Tells the driver, now and then, that a publication goes on: it may rightly take longer than a stall."""
-
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        self._given = time.monotonic()
-
-    def give(self) -> None:
-        """Something was done."""
-        if time.monotonic() - self._given > _SIGN_EVERY_S:
-            self._given = time.monotonic()
-            self._seat.control.send(StillPublishing(self._seat.clock.read()))
-
-
 class _WatchedJournal(Journal):
     """A journal that gives a sign of life as it is read."""
 
-    def __init__(self, path: Path, durability: Durability, signs: _Signs) -> None:
+    def __init__(self, path: Path, durability: Durability, signs: Signs) -> None:
         super().__init__(path, durability)
         self._signs = signs
 
@@ -296,7 +277,7 @@ class _WatchedJournal(Journal):
 class _Guarded:
     """A gathering collector whose exceptions are known to be the user's."""
 
-    def __init__(self, gatherer: Gatherer, patient_id: str, signs: _Signs) -> None:
+    def __init__(self, gatherer: Gatherer, patient_id: str, signs: Signs) -> None:
         self._gatherer = gatherer
         self._signs = signs
         self.mode = gatherer.mode

@@ -218,8 +218,8 @@ def publish_patient(
     stop: Stop | None = None,
     partial: bool = False,
     gatherer: Gatherer | None = None,
-) -> tuple[PublishedPatient, bytes | None]:
-    """Write the final file of one patient, then its record; what a gathering collector made of it comes second.
+) -> PublishedPatient:
+    """Write the final file of one patient, then its record; where a collector gathers, what it made of the patient.
 
     `partial` leaves out the slides that are not complete, and names the file so; :func:`read_record` does not find it, and a
     rerun tries the failed slides again. The whole file takes a partial one's place.
@@ -229,11 +229,9 @@ def publish_patient(
     layout = Layout.of(output)
     slides = _slides(journal, stop, partial, with_values=output.maps is None)
     _check_slides(slides, patient, stop, partial)
-    result: bytes | None = None
     if gatherer is not None:
-        result = encode_result(_gather(journal, slides, patient, gatherer))
         final = layout.result_file(patient.id, partial)
-        write_whole(final, result)
+        write_whole(final, encode_result(_gather(journal, slides, patient, gatherer)))
         outdated = layout.result_file(patient.id, partial=True)
     else:
         final = layout.final_file(patient.id, partial)
@@ -246,7 +244,7 @@ def publish_patient(
     with disk_errors(final):
         record = _record(patient.id, final, journal.spec, slides)
     _keep(layout, record, outdated, partial)
-    return record, result
+    return record
 
 
 def _whole(final: Path, output: OutputOptions) -> AbstractContextManager[Path]:

@@ -25,9 +25,11 @@ from streamwsi.collecting.collector import StreamCollector
 from streamwsi.collecting.main import CollectingOptions, run_collector
 from streamwsi.collecting.ready_made import MeanCollector
 from streamwsi.dataset import Patient, Slide
+from streamwsi.errors import PieceError
 from streamwsi.memory import BEGIN, CACHE_LINE, idle
+from streamwsi.wire import seat as seat_module
 from streamwsi.wire.channels import Context, ControlServer, Poll, make_address, remove_address
-from streamwsi.wire.messages import Stop
+from streamwsi.wire.messages import StillAtWork, Stop
 from streamwsi.wire.seat import Seat
 from tests.writing.fabricate import resolved_slide
 
@@ -216,16 +218,45 @@ def test_a_collector_stops_that_is_told_so_in_the_middle_of_a_chunk(monkeypatch:
         def teardown(self) -> None:
             done.append("teardown")
 
-    def with_a_chunk(batch_size: int, always: bool) -> Ahead:
-        ahead = Ahead(batch_size, always)
-        ahead.add(work(0))
-        return ahead
-
     monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
     with serving(Slow(), seats) as server:
         assert begun.wait(30)
         server.send("collector-0", Stop())
     assert done == [4, "teardown"]
+
+
+def with_a_chunk(batch_size: int, always: bool) -> Ahead:
+    ahead = Ahead(batch_size, always)
+    ahead.add(work(0))
+    return ahead
+
+
+def test_a_collector_gives_signs_of_life_within_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seats: list[Seat] = []
+    heard = threading.Event()
+    numbers = itertools.count()
+
+    class Slow(StreamCollector):
+        def process(self, batch: Batch) -> Any:
+            if next(numbers) == 1:
+                assert heard.wait(30)
+            return np.zeros(len(batch))
+
+    monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    monkeypatch.setattr(seat_module, "_SIGN_EVERY_S", -1.0)
+    with serving(Slow(), seats) as server:
+        Poll(server).wait(30)
+        assert [type(message) for _, message in server.receive()] == [StillAtWork]
+        heard.set()
+        server.send("collector-0", Stop())
+
+
+def test_values_that_no_message_holds_are_an_error_that_names_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    monkeypatch.setattr(collecting_main, "LARGEST_PIECES_BYTES", 24 * 8 * 3 - 1)
+    said = r"windows 0 to \d+ at .*: the values of the chunk take 0 MB, expected at most 0: take a smaller chunk_px"
+    with pytest.raises(PieceError, match=said), serving(MeanCollector(), []):
+        pass
 
 
 @contextlib.contextmanager

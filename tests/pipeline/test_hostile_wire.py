@@ -166,7 +166,7 @@ def foreign_messages(chance: random.Random) -> Iterator[list[bytes]]:
         other.pack(Stop()),
         other.pack(messages.WorkerFailed("", "none of your business", "", True)),
         other.pack(messages.ChunksCommitted((1, 2, 3), ((1, 0, 0),) * 3, messages.Clock())),
-        other.pack(messages.PatientPublished(0, "copy0.csv", (), None, messages.Clock())),
+        other.pack(messages.PatientPublished(0, "copy0.csv", (), messages.Clock())),
         other.pack(pieces, payload),
     ]
     yield from own

@@ -137,7 +137,7 @@ def write_patient(
     with Journal(folder / ".journal" / f"{slides[0].patient_id}.sqlite") as journal:
         for slide, rows, kept in zip(slides, values, status or [None] * len(slides), strict=True):
             fill(journal, slide, rows, kept, columns=columns)
-        record, _ = publish_patient(journal, patient_of(slides), output, **options)
+        record = publish_patient(journal, patient_of(slides), output, **options)
     return folder / record.file
 
 

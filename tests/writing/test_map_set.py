@@ -105,7 +105,7 @@ def published(folder: Path, maps: MapOptions, slide: ResolvedSlide, images: np.n
     of_publication = {name: given.pop(name) for name in ("stop", "partial") if name in given}
     output = OutputOptions(folder=str(folder), format="maps", maps=maps)
     with filled(Journal(folder / ".journal" / "p.sqlite"), maps, slide, images, **given) as journal:
-        record, _ = publish_patient(journal, patient_of([slide]), output, **of_publication)
+        record = publish_patient(journal, patient_of([slide]), output, **of_publication)
     assert record.maps == 1
     return folder / record.file
 
@@ -245,7 +245,7 @@ def test_a_publication_that_is_killed_leaves_nothing_whole_and_is_done_again(tmp
     assert not left.exists()
     with Journal(tmp_path / ".journal" / "p.sqlite") as journal:
         of_maps = OutputOptions(folder=str(tmp_path), format="maps", maps=options(output))
-        record, _ = publish_patient(journal, patient_of([SLIDE]), of_maps)
+        record = publish_patient(journal, patient_of([SLIDE]), of_maps)
     assert list(map_problems(tmp_path / "p1", record, 1)) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [".journal", ".published", "p1"]
 
@@ -264,14 +264,14 @@ def test_a_full_disk_is_said_to_be_one_and_publication_is_done_again(
             publish_patient(journal, patient_of([SLIDE]), of_maps)
         assert not list(small.path.iterdir())
         small.make_room()
-        record, _ = publish_patient(journal, patient_of([SLIDE]), of_maps)
+        record = publish_patient(journal, patient_of([SLIDE]), of_maps)
     assert list(map_problems(small.path / "p1", record, 1)) == []
 
 
 def test_what_was_changed_since_is_found(tmp_path: Path) -> None:
     output = OutputOptions(folder=str(tmp_path), format="maps", maps=options())
     with filled(Journal(tmp_path / "j.sqlite"), options(), SLIDE, own_pixels(SLIDE)) as journal:
-        record, _ = publish_patient(journal, patient_of([SLIDE]), output)
+        record = publish_patient(journal, patient_of([SLIDE]), output)
     folder, path = tmp_path / "p1", tmp_path / "p1" / "s.h5"
 
     def problems(of: PublishedPatient = record) -> list[str]:

@@ -72,7 +72,7 @@ def publish(tmp_path: Path) -> Publish:
         with Journal(layout.journal(slides[0].patient_id)) as journal:
             for slide in slides:
                 fill(journal, slide, pictures(slide, several), status)
-            record, _ = publish_patient(journal, patient_of(slides), output, partial=partial)
+            record = publish_patient(journal, patient_of(slides), output, partial=partial)
         return layout.final_file(slides[0].patient_id, partial), record
 
     return publish

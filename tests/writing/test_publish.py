@@ -68,9 +68,8 @@ def test_a_patient_is_published_with_a_record(journal: Journal, output: OutputOp
     slide = resolved_slide()
     values = np.linspace(-1, 1, 70, dtype=np.float32).reshape(35, 2)
     fill(journal, slide, values, columns=("a", "b"))
-    record, result = publish_patient(journal, patient_of([slide]), output)
+    record = publish_patient(journal, patient_of([slide]), output)
     path = layout.final_file("p1")
-    assert result is None
     assert record.file == path.name
     assert record.size_bytes == path.stat().st_size
     assert record.checksum == checksum_of(path)
@@ -104,7 +103,7 @@ def test_the_file_does_not_depend_on_blocks_or_on_the_order_of_commits(tmp_path:
         with Journal(folder / "j.sqlite") as journal:
             chunks = range(len(slide.chunks()))
             fill(journal, slide, values, status, reversed(chunks) if backwards else chunks)
-            record, _ = publish_patient(journal, patient_of([slide]), output)
+            record = publish_patient(journal, patient_of([slide]), output)
         written.append((folder / record.file).read_bytes())
         assert record.slides[0].not_written[:3] == [(2, 2, 1), (4, 4, 2), (7, 7, 1)]
     assert all(data == written[0] for data in written)
@@ -117,7 +116,7 @@ def test_each_window_ends_with_one_status(journal: Journal, output: OutputOption
     status[9:11] = Status.SKIPPED
     status[34] = Status.NONE
     fill(journal, slide, np.arange(35), status)
-    published = publish_patient(journal, patient_of([slide]), output)[0].slides[0]
+    published = publish_patient(journal, patient_of([slide]), output).slides[0]
     assert (published.written, published.none, published.skipped, published.stopped) == (26, 7, 2, 0)
     assert published.not_written == [(3, 8, Status.NONE), (9, 10, Status.SKIPPED), (34, 34, Status.NONE)]
     np.testing.assert_array_equal(rows_of(layout.final_file("p1"))[:, 0], np.flatnonzero(status == Status.WRITTEN))
@@ -126,7 +125,7 @@ def test_each_window_ends_with_one_status(journal: Journal, output: OutputOption
 def test_a_patient_may_have_no_row_at_all(journal: Journal, output: OutputOptions, layout: Layout) -> None:
     slide = resolved_slide()
     fill(journal, slide, np.zeros(35), np.full(35, Status.NONE, np.uint8))
-    record, _ = publish_patient(journal, patient_of([slide]), output)
+    record = publish_patient(journal, patient_of([slide]), output)
     assert record.values is None
     assert record.slides[0].not_written == [(0, 34, Status.NONE)]
     assert layout.final_file("p1").exists()
@@ -135,7 +134,7 @@ def test_a_patient_may_have_no_row_at_all(journal: Journal, output: OutputOption
 def test_a_slide_that_no_window_fits_is_published(journal: Journal, output: OutputOptions, layout: Layout) -> None:
     slide = resolved_slide(extent=(10, 10), border="crop")
     fill(journal, slide, np.zeros(0))
-    record, _ = publish_patient(journal, patient_of([slide]), output)
+    record = publish_patient(journal, patient_of([slide]), output)
     assert (record.slides[0].written, record.slides[0].not_written) == (0, [])
 
 
@@ -213,7 +212,7 @@ def test_windows_behind_the_stop_have_no_row(journal: Journal, output: OutputOpt
     first, second = resolved_slide(id="a"), resolved_slide(id="b", place=(0, 1))
     fill(journal, first, np.arange(35), chunks=[0, 1, 2, 3, 4, 8])  # chunk 8 came early, the others never
     fill(journal, second, np.arange(35), chunks=[0])
-    record, _ = publish_patient(journal, patient_of([first, second]), output, stop=Stop(slide=0, chunk=4))
+    record = publish_patient(journal, patient_of([first, second]), output, stop=Stop(slide=0, chunk=4))
     kept = np.sort(np.concatenate([first.chunks().indices(chunk) for chunk in range(5)]))
     found = rows_of(layout.final_file("p1"), "a")
     np.testing.assert_array_equal(found, np.column_stack([kept, kept]))
@@ -235,7 +234,7 @@ def test_a_partial_file_has_the_slides_that_are_complete(journal: Journal, outpu
     slides = [resolved_slide(id=name, place=(0, number)) for number, name in enumerate("abc")]
     fill(journal, slides[0], np.arange(35))
     fill(journal, slides[1], np.arange(35), chunks=[0, 1])
-    record, _ = publish_patient(journal, patient_of(slides), output, partial=True)
+    record = publish_patient(journal, patient_of(slides), output, partial=True)
     path = layout.final_file("p1", partial=True)
     assert record.file == path.name
     assert [slide.resolved.id for slide in record.slides] == ["a"]
@@ -286,15 +285,13 @@ def test_pieces_are_gathered_in_window_order_over_all_slides(
     status[5] = Status.NONE
     fill(journal, slides[1], values[1], chunks=reversed(range(len(slides[1].chunks()))))
     fill(journal, slides[0], values[0], status, chunks=reversed(range(len(slides[0].chunks()))))
-    record, data = publish_patient(journal, patient_of(slides), output, gatherer=Gathering(mode))
-    assert data is not None
-    result = decode_result(data)
+    record = publish_patient(journal, patient_of(slides), output, gatherer=Gathering(mode))
+    result = decode_result(layout.result_file("p1").read_bytes())
     kept = np.delete(values[0], 5, axis=0)
     order = [["b", index] for index in range(35) if index != 5] + [["a", index] for index in range(len(values[1]))]
     assert result["patient"] == "p1"
     assert result["order"] == order
     np.testing.assert_array_equal(result["sum"], np.concatenate([kept, values[1]]).sum(axis=0, dtype=np.float64))
-    assert layout.result_file("p1").read_bytes() == data
     assert record.file == "p1.result"
     assert not layout.final_file("p1").exists()
 
@@ -452,6 +449,6 @@ def test_two_slides_are_two_groups(tmp_path: Path) -> None:
 def test_the_record_does_not_hold_the_tables_of_windows(journal: Journal, output: OutputOptions) -> None:
     slide = labelled_slide(["a", None])
     fill(journal, slide, np.arange(2))
-    record, _ = publish_patient(journal, patient_of([slide]), output)
+    record = publish_patient(journal, patient_of([slide]), output)
     (published,) = record.slides
     assert published.resolved == slide and not vars(published.resolved)

@@ -1,0 +1,154 @@
+"""How runs end: teardown, signals that come late, what the report counts, results of any size, stages that stand still."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamwsi as sw
+from streamwsi.pipeline import driver as driver_module
+from streamwsi.pipeline import workforce as workforce_module
+from streamwsi.pipeline.driver import Driver
+from streamwsi.pipeline.processes import Worker
+from streamwsi.pipeline.workforce import StallWatch, Workforce
+from streamwsi.wire import channels
+from tests.pipeline.test_results import run
+
+
+class Ending(sw.MeanCollector):
+    """Ends in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def teardown(self) -> None:
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "exits":
+            os._exit(7)
+        if self.how == "never":
+            time.sleep(3600)
+
+
+@pytest.mark.parametrize(("how", "what"), [("killed", "was killed by SIGKILL"), ("exits", "ended with exit code 7")])
+def test_a_process_that_ends_in_teardown_without_saying_so_is_a_failure(
+    one_patient: sw.Dataset, tmp_path: Path, how: str, what: str
+) -> None:
+    with pytest.raises(sw.WorkerDied, match=f"collector 0 .*{what}.*after all was done"):
+        run(one_patient, tmp_path, Ending(how))
+    assert (tmp_path / "p.csv").exists()
+    assert run(one_patient, tmp_path, Ending("well")).patients[0].state == "already done"
+
+
+def test_a_teardown_that_takes_too_long_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    for module in (driver_module, workforce_module):
+        monkeypatch.setattr(module, "STOP_TIMEOUT_S", 0.5)
+    report = run(one_patient, tmp_path, Ending("never"))
+    assert report.exit_code == 0
+    assert [warning for warning in report.warnings if "collector 0 had not ended 0.5 s after it was told to" in warning]
+
+
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    stop = Workforce.stop
+
+    def late(self: Workforce, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop(self, *arguments)
+
+    monkeypatch.setattr(Workforce, "stop", late)
+    assert run(one_patient, tmp_path).state == "done"
+
+
+def test_what_a_handler_of_the_user_raises_stands_in_the_report(
+    monkeypatch: pytest.MonkeyPatch, one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    def time_is_up(self: Driver) -> None:
+        raise SystemExit(99)
+
+    monkeypatch.setattr(Driver, "_check_signal", time_is_up)
+    with pytest.raises(SystemExit):
+        run(one_patient, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["state"], report["error"]) == ("broken off", "99")
+
+
+class Few(sw.MeanCollector):
+    def is_finished(self, patient: sw.Patient, windows_done: int) -> bool:
+        return windows_done >= 20
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+def test_the_report_counts_what_is_in_the_file_where_patients_were_stopped(
+    three_patients: sw.Dataset, tmp_path: Path, one_file: bool
+) -> None:
+    options = {"one_file": one_file, "chunk_px": 4 * 256 * 256, "collectors": 2}
+    report = run(three_patients, tmp_path, Few(), **options)
+    for patient in report.patients:
+        assert sum(slide.stopped for slide in patient.slides) > 0
+        for slide in patient.slides:
+            assert slide.written + slide.stopped == slide.expected
+            if slide.written:
+                path, owner = tmp_path / str(patient.file), patient.id if one_file else None
+                assert len(sw.read_pieces(path, slide.id, owner).values) == slide.written
+    again = run(three_patients, tmp_path, Few(), **options)
+    assert [patient.state for patient in again.patients] == ["already done"] * 3
+    assert again.stages == {}  # nothing was started for that
+    written = [[slide.written for patient in report.patients for slide in patient.slides] for report in (report, again)]
+    assert written[0] == written[1]
+
+
+class Large(sw.StreamCollector):
+    mode = "collect"
+
+    def process(self, batch: sw.Batch) -> Any:
+        return np.zeros(len(batch))
+
+    def collate(self, patient: sw.Patient, pieces: Any) -> Any:
+        return np.arange(1 << 18)
+
+
+def test_a_result_may_be_larger_than_a_message(
+    monkeypatch: pytest.MonkeyPatch, one_patient: sw.Dataset, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(channels, "_CONTROL_MAX_BYTES", 1 << 20)  # of those that the driver takes
+    report = run(one_patient, tmp_path, Large(), stall_timeout_s=20.0)
+    np.testing.assert_array_equal(report.results["p"], np.arange(1 << 18))
+
+
+# ---- stages that stand still
+
+
+class Waiting:
+    """A scheduler and a workforce of which all stages have something to do."""
+
+    def waiting_for(self, role: str, branch: int) -> list[Any]:
+        return [((0, 0), 0)]
+
+    def of_role(self, role: str, branch: int) -> list[Worker]:
+        return []
+
+
+def test_a_stall_is_time_in_which_the_run_was_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(workforce_module.time, "monotonic", lambda: now[0])
+    watch, world = StallWatch(8.0, 1), Waiting()
+
+    def stalled_at(second: float) -> bool:
+        now[0] = second
+        return watch.stalled(world, world) is not None  # type: ignore[arg-type]
+
+    assert not any(stalled_at(second) for second in (1.0, 2.5, 4.0))
+    assert not stalled_at(3604.0)  # the driver stood still for an hour, and so may have all others
+    assert not any(stalled_at(3604.0 + second) for second in (1.5, 3.0))
+    assert any(stalled_at(3604.0 + second) for second in (4.5, 6.0))

@@ -124,6 +124,15 @@ class Drop(NamedTuple):
     lease: int
 
 
+class Fail(NamedTuple):
+    """A slide has failed for a branch: a chunk that counts cannot be done, or opening it has ended too many workers."""
+
+    slide: SlideKey
+    chunk: int
+    """Or OPENING."""
+    branch: int = 0
+
+
 class CloseSlide(NamedTuple):
     """Nothing more is read from a slide."""
 
@@ -168,4 +177,4 @@ class Finished(NamedTuple):
     branch: int = 0
 
 
-Decision = Open | Resolve | Read | Send | Drop | CloseSlide | AskFinished | Seal | Publish | Finished
+Decision = Open | Resolve | Read | Send | Drop | Fail | CloseSlide | AskFinished | Seal | Publish | Finished

@@ -26,6 +26,7 @@ from streamwsi.pipeline.decisions import (
     CloseSlide,
     Decision,
     Drop,
+    Fail,
     Finished,
     Limits,
     Open,
@@ -78,6 +79,8 @@ class Driver:
         self._opened_at: dict[SlideKey, float] = {}
         self._tiles: OrderedDict[SlideKey, tuple[int, int]] = OrderedDict()
         """Tiles decoded, and a bit for each tile that was, of what loaders have said of the slides that they closed last."""
+        self._reasons: dict[tuple[SlideKey, int], str] = {}
+        """Why chunks, or the openings of slides, cannot be done."""
         self._deaths = Deaths()
         self._slots = Slots(0)
         self._wakeup: Wakeup | None = None
@@ -296,9 +299,7 @@ class Driver:
             branch.accounts.report.restarts += 1
         for key, chunk in poison:
             name = Accounts.chunk_name(chunk, self._resolved.get(key))
-            self._fail_slide(
-                key, f"{name} has ended {DEATHS_OF_POISON} workers; the last was {what}", self._branches_of(worker)
-            )
+            self._reasons[key, chunk] = f"{name} has ended {DEATHS_OF_POISON} workers; the last was {what}"
         most = self._job.execution.max_restarts
         if self._deaths.counted(self._scheduler) > most:
             self._failure = WorkerDied(f"{what}; {most} workers were replaced already (max_restarts): the run ends")
@@ -371,6 +372,9 @@ class Driver:
         self._slots.drop(order.lease)
         self._workforce.tell(order.loader, messages.DropChunk(order.lease))
 
+    def _fail(self, order: Fail) -> None:
+        self._branches[order.branch].accounts.slide_failed(order.slide, self._reasons[order.slide, order.chunk])
+
     def _close_slide(self, order: CloseSlide) -> None:
         for loader in self._workforce.of_role("loader"):
             self._workforce.tell(loader.name, messages.CloseSlide(*order.slide))
@@ -397,6 +401,8 @@ class Driver:
             del self._refs[order.patient]
             for number in range(len(self._job.dataset[order.patient].slides)):
                 self._resolved.pop((order.patient, number), None)
+            for place in [place for place in self._reasons if place[0][0] == order.patient]:
+                del self._reasons[place]
 
     _DECISIONS: ClassVar[dict[type, Callable[[Driver, Any], None]]] = {
         Open: _open,
@@ -404,6 +410,7 @@ class Driver:
         Read: _read,
         Send: _send,
         Drop: _drop,
+        Fail: _fail,
         CloseSlide: _close_slide,
         AskFinished: _ask_finished,
         Seal: _seal,
@@ -486,13 +493,11 @@ class Driver:
         return msgspec.structs.replace(slide, block=before[0].block, band=before[0].band, sample=sample)
 
     def _slide_failed(self, worker: Worker, message: messages.SlideFailed) -> None:
-        self._fail_slide((message.patient, message.slide), message.reason)
-        self._scheduler.slide_failed((message.patient, message.slide))
-
-    def _fail_slide(self, key: SlideKey, reason: str, branches: Sequence[Branch] | None = None) -> None:
-        for branch in self._branches if branches is None else branches:
-            if key[0] in branch.writer_of:
-                branch.accounts.slide_failed(key, reason)
+        key = (message.patient, message.slide)
+        for branch in self._branches:
+            if message.patient in branch.writer_of:
+                branch.accounts.slide_failed(key, message.reason)
+        self._scheduler.slide_failed(key)
 
     def _slide_closed(self, worker: Worker, message: messages.SlideClosed) -> None:
         key = (message.patient, message.slide)
@@ -515,9 +520,9 @@ class Driver:
 
     def _chunk_failed(self, worker: Worker, message: messages.ChunkFailed) -> None:
         self._slots.unread(message.lease)
-        key = self._scheduler.chunk_failed(message.lease)
-        if key is not None:
-            self._fail_slide(key, message.reason)
+        place = self._scheduler.chunk_failed(message.lease)
+        if place is not None:
+            self._reasons[place] = message.reason
 
     def _chunk_dropped(self, worker: Worker, message: messages.ChunkDropped) -> None:
         self._slots.unread(message.lease)

@@ -34,6 +34,7 @@ from streamwsi.pipeline.decisions import (
     CloseSlide,
     Decision,
     Drop,
+    Fail,
     Finished,
     Limits,
     Open,
@@ -106,6 +107,8 @@ class _Share:
     in_flight: set[int] = field(default_factory=set)
     """Chunks of which it has a delivery."""
     failed: bool = False
+    undoable: int | None = None
+    """The first chunk that cannot be done. The slide fails once it is known that its patient was not stopped before."""
     closed: bool = False
     """Nothing more is to be done."""
 
@@ -305,8 +308,8 @@ class Scheduler:
             if branch is not None:
                 self._worker_of_branch_went(role, name, branch)
         poison = [suspect for suspect in suspects if self._suspicions.get(suspect, 0) >= DEATHS_OF_POISON]
-        for slide, _ in poison:
-            self.slide_failed(slide, branch)
+        for key, chunk in poison:
+            self._cannot_be_done(self._slides[key], chunk, branch)
         return suspects, poison
 
     def patient_opened(self, patient: int, committed: dict[int, list[int]], branch: int = 0) -> None:
@@ -359,15 +362,18 @@ class Scheduler:
         self._read.append(state)
         return True
 
-    def chunk_failed(self, lease: int) -> SlideKey | None:
-        """A loader cannot read a chunk: its slide fails. Returns the slide, or None where the lease is no longer held."""
+    def chunk_failed(self, lease: int) -> Suspect | None:
+        """A loader cannot read a chunk: its slide fails, unless its patient is stopped before it.
+
+        Returns the slide and the chunk, or None where the lease is no longer held.
+        """
         state = self._leases.get(lease)
         if state is None or state.read:
             return None
         for branch in list(state.deliveries):
             self._end(state, branch)
-        self.slide_failed(state.slide.key)
-        return state.slide.key
+        self._cannot_be_done(state.slide, state.chunk)
+        return state.slide.key, state.chunk
 
     def chunk_collected(self, lease: int, branch: int = 0) -> None:
         """A collector has processed a chunk: it has credit again."""
@@ -663,6 +669,8 @@ class Scheduler:
         share = patient.share(slide)
         if share.failed or slide.plan is None or chunk == OPENING:
             return not share.failed and slide.plan is None
+        if share.undoable is not None and chunk >= share.undoable:
+            return False
         return chunk not in share.committed and chunk < slide.n_chunks(patient.last_chunk(slide.key[1]))
 
     def _all_open(self, slide: _Slide) -> bool:
@@ -714,7 +722,8 @@ class Scheduler:
         """After a change to `slide` (None: to any of the patient's): ask, close and seal what can now be."""
         if self._suspicions:
             self._suspicions = {suspect: times for suspect, times in self._suspicions.items() if self._is_wanted(*suspect)}
-        self._ask(patient)
+        if self._ask(patient):
+            slide = None
         if patient.stage is not _Stage.OPEN:
             return
         for candidate in patient.slides if slide is None else (slide,):
@@ -754,6 +763,29 @@ class Scheduler:
         if not slide.queued and not slide.closed and not slide.failed:
             slide.queued = True
             insort(self._runnable, slide.key)
+
+    def _cannot_be_done(self, slide: _Slide, chunk: int, branch: int | None = None) -> None:
+        """A chunk, or the slide's opening, cannot be done by `branch`, or by any that still needs it.
+
+        Where it is asked whether a patient is finished, a chunk behind the one that it is stopped at does not count, and how
+        far loaders read ahead must not matter: the slide fails when all before it are done, and were not enough.
+        """
+        for number, share in slide.shares.items():
+            if branch not in (None, number) or share.failed or (chunk != OPENING and chunk in share.committed):
+                continue
+            if chunk == OPENING or not self._branches[number].rules.ask_finished:
+                self._fail(slide, chunk, number)
+            elif share.undoable is None or chunk < share.undoable:
+                share.undoable = chunk
+                self._give_up_reading(slide, number, behind=chunk)
+        if slide.failed:
+            self._resolved_by(slide)
+        self._advance_all(slide)
+
+    def _fail(self, slide: _Slide, chunk: int, branch: int) -> None:
+        slide.shares[branch].failed = True
+        self._give_up_reading(slide, branch, behind=-1)
+        self._decisions.append(Fail(slide.key, chunk, branch))
 
     def _resolved_by(self, slide: _Slide) -> None:
         if slide.resolving in self._resolving:
@@ -867,22 +899,30 @@ class Scheduler:
 
     # ---- is_finished
 
-    def _ask(self, patient: _Patient) -> None:
-        """Ask ``is_finished`` after the next chunk in the order of the plan, if that is committed."""
+    def _ask(self, patient: _Patient) -> bool:
+        """Ask ``is_finished`` after the next chunk in the order of the plan, if that is committed.
+
+        Returns whether a slide has failed, because the next chunk cannot be done.
+        """
+        failed = False
         if patient.asking is not None or patient.stage is not _Stage.OPEN or self.stopping:
-            return
+            return failed
         collectors = self._branches[patient.branch].collectors
         while not self._all_asked(patient):
             number, chunk = patient.asked
             slide = patient.slides[number]
             share = patient.share(slide)
+            if chunk == share.undoable and not share.failed:
+                self._fail(slide, chunk, patient.branch)
+                failed = True
             if share.failed or (slide.plan is not None and chunk >= len(slide.plan)):
                 patient.asked = (number + 1, 0)
                 continue
             if slide.plan is not None and chunk in share.committed and collectors:
                 patient.asking = min(collectors, key=collectors.__getitem__)
                 self._decisions.append(AskFinished(patient.asking, patient.number, self._windows_at(patient), patient.branch))
-            return
+            break
+        return failed
 
     def _all_asked(self, patient: _Patient) -> bool:
         """Whether there is nothing to ask any more."""

@@ -19,6 +19,7 @@ from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.processes import Worker
 from streamwsi.pipeline.workforce import StallWatch, Workforce
 from streamwsi.wire import channels
+from tests.helpers import BAD_TILE
 from tests.pipeline.test_results import run
 
 
@@ -106,6 +107,23 @@ def test_the_report_counts_what_is_in_the_file_where_patients_were_stopped(
     assert again.stages == {}  # nothing was started for that
     written = [[slide.written for patient in report.patients for slide in patient.slides] for report in (report, again)]
     assert written[0] == written[1]
+
+
+class Forty(sw.MeanCollector):
+    def is_finished(self, patient: sw.Patient, windows_done: int) -> bool:
+        return windows_done >= 40
+
+
+@pytest.mark.parametrize("loader_credits", [1, 16])
+def test_what_cannot_be_read_behind_the_place_where_a_patient_is_stopped_does_not_matter(
+    shared_slides: Path, tmp_path: Path, loader_credits: int
+) -> None:
+    dataset = sw.Dataset([sw.Patient("p", {"s": shared_slides / BAD_TILE[0]})])
+    options = {"kernel_size": 240, "chunk_px": 4 * 240 * 240, "loader_credits": loader_credits, "threads": 1}
+    slide = run(dataset, tmp_path / "stopped", Forty(), **options).patients[0].slides[0]
+    assert (slide.state, slide.written, slide.failed) == ("done", 40, 0)
+    report = run(dataset, tmp_path / "whole", **options)
+    assert report.exit_code == 1 and "1680" in (report.failed_slides[0].reason or "")
 
 
 class Large(sw.StreamCollector):

@@ -26,6 +26,7 @@ from streamwsi.pipeline.decisions import (
     CloseSlide,
     Decision,
     Drop,
+    Fail,
     Finished,
     Limits,
     Open,
@@ -242,7 +243,6 @@ class World:
         self.blamed.update(suspects)
         for suspect in poison:
             assert suspect in suspects and self.blamed[suspect] >= DEATHS_OF_POISON
-            self.failed.add(suspect[0])
 
     # ---- what can happen next
 
@@ -301,8 +301,8 @@ class World:
         elif event == "chunk_collected" and arguments[0] in self.leases:
             self.leases[arguments[0]].step = "collected"
         elif event == "chunk_failed" and said is not None:
-            self.failed.add(said)
-            del self.leases[arguments[0]]
+            order = self.leases.pop(arguments[0]).order
+            assert said == (order.slide, order.chunk)
         elif event == "chunk_committed":
             lease = self.leases.pop(arguments[0], None)
             assert said == (None if lease is None else lease.order.slide)
@@ -376,6 +376,9 @@ class World:
             return
         if isinstance(decision, CloseSlide):
             return
+        if isinstance(decision, Fail):
+            self.failed.add(decision.slide)
+            return
         if isinstance(decision, Read):
             self.leases[decision.lease] = Lease(decision)
             self.reads[decision.slide, decision.chunk] += 1
@@ -399,7 +402,9 @@ class World:
 
     def _check(self, decision: Decision) -> None:
         if self.scheduler.stopping:
-            assert isinstance(decision, (Drop, CloseSlide, Seal, Finished, AskFinished)), f"begun after the stop: {decision}"
+            assert isinstance(decision, (Drop, CloseSlide, Fail, Seal, Finished, AskFinished)), (
+                f"begun after the stop: {decision}"
+            )
         if isinstance(decision, (Open, Resolve, Read, Send, Publish)):
             assert decision[0] in self.workers
         if isinstance(decision, (Resolve, Read)) and any(map(self.scheduler.is_suspected, self.blamed)):
@@ -416,6 +421,8 @@ class World:
             assert decision.lease in self.workers[decision.loader].read, "sent before it was read"
             assert decision.collector in self.workers
             assert decision.writer == self.writer_of[decision.slide[0]] and decision.writer in self.workers
+        elif isinstance(decision, Fail):
+            self._check_failure(decision)
         elif isinstance(decision, AskFinished):
             self._check_question(decision)
         elif isinstance(decision, Publish):
@@ -438,6 +445,16 @@ class World:
         assert stop is None or (slide, order.chunk) <= stop
         assert all((held.order.slide, held.order.chunk) != (order.slide, order.chunk) for held in self.leases.values())
         assert self.writer_of[patient] in self.workers
+
+    def _check_failure(self, failure: Fail) -> None:
+        """It is true, new, and counts: nothing behind the place where a patient is stopped can fail it."""
+        (patient, number), chunk = failure.slide, failure.chunk
+        slide = self.slide(failure.slide)
+        assert chunk == slide.bad or (slide.poison is not None and chunk == slide.poison[1])
+        assert failure.slide not in self.failed
+        stop = self.patients[patient].stop() if self.rules.ask_finished else None
+        if stop is not None and chunk != OPENING and not self.failures(patient):
+            assert (number, chunk) <= stop
 
     def _check_question(self, question: AskFinished) -> None:
         asked = self.questions[question.patient]

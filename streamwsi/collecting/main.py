@@ -113,6 +113,8 @@ class _Collector:
         self._orders: deque[Any] = deque()
         """The driver's, heard while a chunk is processed; what they ask for waits until it is done."""
         self._stopped = False
+        self._gone: set[str] = set()
+        """Where writers were; what is still to be done for them is done again for others."""
         self._signs = Signs(seat)
 
     def run(self) -> None:
@@ -161,10 +163,13 @@ class _Collector:
         self._wakeup.close()
 
     def _listen(self) -> None:
-        """Take the driver's orders. Only its word to stop is obeyed at once."""
+        """Take the driver's orders. What matters within a chunk is obeyed at once: who is gone, and its word to stop."""
         for order in self._seat.control.receive():
             if isinstance(order, Stop):
                 self._stopped = True
+            elif isinstance(order, EndpointGone):
+                self._outputs.forget(order.endpoint)
+                self._gone.add(order.endpoint)
             else:
                 self._orders.append(order)
 
@@ -174,18 +179,20 @@ class _Collector:
         while self._orders:
             order = self._orders.popleft()
             if isinstance(order, TakeChunk):
-                self._ahead.add(self._in_slot(order))
+                self._add(self._in_slot(order))
             elif isinstance(order, AskFinished):
                 self._seat.control.send(self._ask(order))
-            elif isinstance(order, EndpointGone):
-                self._outputs.forget(order.endpoint)
         for message, payload in self._data.receive():
             if isinstance(message, Chunk):
                 slide, patient = slide_of(message.slide), message.patient.patient()
                 big = chunk_of(message, payload)
                 work = ChunkWork(message.lease, message.chunk, message.slide, slide, patient, message.writer, big)
-                self._ahead.add(work)
+                self._add(work)
         self._return_slots()
+
+    def _add(self, work: ChunkWork) -> None:
+        self._gone.discard(work.writer)  # a port may be given to another: who names it now means that one
+        self._ahead.add(work)
 
     def _in_slot(self, order: TakeChunk) -> ChunkWork:
         if self._slots is None:
@@ -244,7 +251,7 @@ class _Collector:
                     raise PieceError(f"{self._where(work, result.windows)}: {error}") from error
                 self._spec = work.rows.spec
                 result.value = value = None  # it may be a view of the pixels, whose slot is free again
-            if step.last:
+            if step.last and work.writer not in self._gone:
                 header, payload = pieces_message(work)
                 self._check_size(work, payload)
                 self._outputs.send(work.writer, header, payload)

@@ -29,7 +29,7 @@ from streamwsi.errors import PieceError
 from streamwsi.memory import BEGIN, CACHE_LINE, idle
 from streamwsi.wire import seat as seat_module
 from streamwsi.wire.channels import Context, ControlServer, Poll, make_address, remove_address
-from streamwsi.wire.messages import StillAtWork, Stop
+from streamwsi.wire.messages import ChunkCollected, EndpointGone, StillAtWork, Stop
 from streamwsi.wire.seat import Seat
 from tests.writing.fabricate import resolved_slide
 
@@ -248,6 +248,26 @@ def test_a_collector_gives_signs_of_life_within_a_chunk(monkeypatch: pytest.Monk
         Poll(server).wait(30)
         assert [type(message) for _, message in server.receive()] == [StillAtWork]
         heard.set()
+        server.send("collector-0", Stop())
+
+
+def test_what_a_writer_that_is_gone_was_to_have_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    seats: list[Seat] = []
+    begun = threading.Event()
+
+    class Slow(StreamCollector):
+        def process(self, batch: Batch) -> Any:
+            if not begun.is_set():
+                begun.set()
+                Poll(seats[0].control).wait(30)  # the word comes meanwhile
+            return np.zeros(len(batch))
+
+    monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    with serving(Slow(), seats) as server:
+        assert begun.wait(30)
+        server.send("collector-0", EndpointGone("writer"))  # as the chunk's is called; sent to, it would be an error
+        Poll(server).wait(30)
+        assert [type(message) for _, message in server.receive()] == [ChunkCollected]
         server.send("collector-0", Stop())
 
 

@@ -88,7 +88,7 @@ class Batch(_Paired):
     pixels: UInt8Array
     """(n, height, width, 3) uint8, RGB, contiguous; with the margin around the windows, where one was asked for. Of several
     resolutions (n, r, height, width, 3): each window's centre is the same in all, and they come as they were asked for, the
-    finest first. What transforms have made of it, where the loader has some."""
+    finest first. What transforms have made of it, where the loader has some. The collector's own: it may change them."""
     windows: Windows
     """Their windows, in the rows' order."""
     slide: Slide

@@ -491,6 +491,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
             schedule.slide_resolved((slide.patient, slide.slide), len(slide.chunks()))
         elif isinstance(message, messages.SlideFailed):
             schedule.slide_failed((message.patient, message.slide), message.reason)
+            self._crew.tell_all(messages.CloseSlide(message.patient, message.slide))  # it may be open, and of no use
         elif isinstance(message, messages.ChunkFailed):
             self._crew.not_read(message.lease)
             schedule.chunk_failed(message.lease, message.reason)
@@ -527,6 +528,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
                 self._crew.wait(until - time.monotonic())
 
     def _loader_ended(self, worker: Worker, code: int) -> None:
+        self._crew.remove(worker)
         if self._error is not None:
             return
         work = worker.last_work

@@ -182,11 +182,12 @@ class Crew:
         self._return_slots()
 
     def ended(self) -> list[tuple[Worker, int]]:
-        """Loaders that have ended, with their exit codes. What they had is free."""
-        found = self._processes.ended()
-        for worker, _ in found:
-            self._workers.pop(worker.name, None)
-        return found
+        """Loaders that have ended, with their exit codes. They are still heard: what they said last may be on its way."""
+        return self._processes.ended()
+
+    def remove(self, gone: Worker) -> None:
+        """Hear a loader that has ended no more."""
+        self._workers.pop(gone.name, None)
 
     def replace(self, gone: Worker) -> None:
         """Start another in the place of a loader that has ended."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,9 +19,14 @@ from streamwsi.pipeline import driver as driver_module
 from streamwsi.pipeline import workforce as workforce_module
 from streamwsi.pipeline.driver import Driver
 from streamwsi.pipeline.processes import Worker
+from streamwsi.pipeline.progress import Progress
+from streamwsi.pipeline.stream_crew import Crew
 from streamwsi.pipeline.workforce import StallWatch, Workforce
 from streamwsi.wire import channels
+from streamwsi.wire.messages import CloseSlide
 from tests.helpers import BAD_TILE
+from tests.pipeline.conftest import workers_of
+from tests.pipeline.test_failures import wait_for
 from tests.pipeline.test_results import run
 
 
@@ -170,3 +177,66 @@ def test_a_stall_is_time_in_which_the_run_was_running(monkeypatch: pytest.Monkey
     assert not stalled_at(3604.0)  # the driver stood still for an hour, and so may have all others
     assert not any(stalled_at(3604.0 + second) for second in (1.5, 3.0))
     assert any(stalled_at(3604.0 + second) for second in (4.5, 6.0))
+
+
+# ---- who hears it
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("file", [Gone(), None])
+def test_a_run_goes_on_that_nobody_looks_at_any_more(
+    monkeypatch: pytest.MonkeyPatch, one_patient: sw.Dataset, tmp_path: Path, file: Gone | None
+) -> None:
+    monkeypatch.setattr("sys.stderr", file)
+    loader = sw.SlidingWindowLoader(one_patient, 256)
+    report = sw.Pipeline(loader, sw.MeanCollector(), sw.CSVStreamWriter(tmp_path)).run()
+    progress = Progress()
+    progress.add_slides(1)
+    progress.slide_opened(10, 0)
+    progress.windows_done(10)
+    progress.say("done")
+    progress.close()
+    assert report.exit_code == 0
+
+
+def test_a_stream_says_what_went_wrong_in_a_loader_that_has_ended_meanwhile(bundled: Path, tmp_path: Path) -> None:
+    for name in "abcd":
+        shutil.copy(bundled, tmp_path / f"{name}.svs")
+
+    def level(slide: sw.Slide) -> int:
+        if slide.id == "b":
+            raise LookupError("nobody knows it")
+        return 0
+
+    loader = sw.SlidingWindowLoader(sw.Dataset.from_folder(tmp_path), 256, level=level)
+
+    def use() -> None:
+        for _ in sw.stream(loader, batch_size=8, threads=1, loaders=1, chunk_px=8 * 256 * 256, chunks_ahead=2):
+            wait_for(lambda: not workers_of(os.getpid(), "loader"))
+
+    with pytest.raises(sw.CollectorError, match="nobody knows it"):
+        use()
+
+
+def test_a_stream_closes_slides_that_are_open_and_of_no_use(monkeypatch: pytest.MonkeyPatch, bundled: Path) -> None:
+    told: list[Any] = []
+    tell_all = Crew.tell_all
+
+    def noted(self: Crew, message: Any) -> None:
+        told.append(message)
+        tell_all(self, message)
+
+    monkeypatch.setattr(Crew, "tell_all", noted)
+    loader = sw.SlidingWindowLoader(sw.Dataset.from_paths([bundled]), 256, level=7)
+    with pytest.warns(RuntimeWarning, match="has no level 7"):
+        assert not list(sw.stream(loader, on_bad_slide="skip"))
+    assert CloseSlide(0, 0) in told

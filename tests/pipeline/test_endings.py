@@ -212,19 +212,26 @@ def test_a_stream_says_what_went_wrong_in_a_loader_that_has_ended_meanwhile(bund
     for name in "abcd":
         shutil.copy(bundled, tmp_path / f"{name}.svs")
 
+    begun = tmp_path / "begun"
+
     def level(slide: sw.Slide) -> int:
         if slide.id == "b":
+            wait_for(begun.exists)
             raise LookupError("nobody knows it")
         return 0
 
     loader = sw.SlidingWindowLoader(sw.Dataset.from_folder(tmp_path), 256, level=level)
 
+    stream = sw.stream(loader, batch_size=8, threads=2, loaders=1, chunk_px=8 * 256 * 256, chunks_ahead=2)
+
     def use() -> None:
-        for _ in sw.stream(loader, batch_size=8, threads=1, loaders=1, chunk_px=8 * 256 * 256, chunks_ahead=2):
+        for _ in stream:
+            begun.touch()
             wait_for(lambda: not workers_of(os.getpid(), "loader"))
 
     with pytest.raises(sw.CollectorError, match="nobody knows it"):
         use()
+    assert stream.report.restarts == 0
 
 
 def test_a_stream_closes_slides_that_are_open_and_of_no_use(monkeypatch: pytest.MonkeyPatch, bundled: Path) -> None:

@@ -25,9 +25,9 @@ from streamwsi.writing.layout import (
     SUFFIXES,
     Layout,
     disk_errors,
-    make_folder,
     remove_half_written,
     remove_output,
+    sync_folder,
 )
 from streamwsi.writing.manifest import strange_files
 from streamwsi.writing.map_manifest import holds_maps, strange_in_maps
@@ -50,7 +50,9 @@ class OutputFolder:
         self.warnings: list[str] = []
         folder = layout.folder
         self._made = _make_folder(folder, "output folder")
-        """Folders that were not there before, the deepest first."""
+        """Folders that this run has made, the deepest first."""
+        self._begins = False
+        """No run had begun in the folder when this one had locked it."""
         self.lock: FolderLock | None = None
         try:
             if layout.journals_lie_elsewhere:
@@ -60,6 +62,7 @@ class OutputFolder:
             if overwrite:
                 _clear(layout)
             before = RunFile.read(layout)
+            self._begins = before is None
             if before is None:
                 run = msgspec.structs.replace(run, run_id=secrets.token_hex(8))
                 self._refuse_strange_files(_final_files(layout, run, run.patients))
@@ -111,14 +114,15 @@ class OutputFolder:
             self.lock.close()
 
     def abandon(self) -> None:
-        """Let the folder go before anything was written into it; if it is new, it is removed."""
+        """Let the folder go before anything was written into it; if it is new, it is removed.
+
+        Nothing of another run is: where several begin together, the folder may be one's, and the lock another's.
+        """
+        if self.lock is not None and self._begins and self.layout.folder in self._made:
+            self.layout.run_file.unlink(missing_ok=True)
+            self.lock.remove()
         self.close()
-        if self.layout.folder in self._made:
-            for path in (self.layout.folder / ".lock", self.layout.run_file):
-                path.unlink(missing_ok=True)
-        for path in self._made:
-            with contextlib.suppress(OSError):  # another folder of this run lies in it, and goes with that
-                path.rmdir()
+        _remove_empty(self._made)
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -255,23 +259,37 @@ def _remove_journals_of_published(layout: Layout) -> None:
 
 
 def _make_folder(folder: Path, what: str) -> list[Path]:
-    """Make a folder, and those above it, and see that it can be written. Returns the new ones, the deepest first."""
-    made = []
-    missing = folder
-    while not missing.exists():
-        made.append(missing)
-        missing = missing.parent
+    """Make a folder, and those above it, and see that it can be written. Returns those it has made, the deepest first."""
+    made: list[Path] = []
     probe = folder / f".streamwsi-write-test-{os.getpid()}"
     try:
-        make_folder(folder)
+        for path in reversed([folder, *folder.parents]):
+            if not path.exists() and _made_here(path):
+                made.insert(0, path)
+                sync_folder(path.parent)
         try:
             probe.write_bytes(bytes(_PROBE_BYTES))
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        for path in made:
-            if path.is_dir():
-                path.rmdir()
-        reason = error.__cause__ if isinstance(error, DiskError) else error
-        raise OutputError(f"the {what} {folder} cannot be written: {getattr(reason, 'strerror', None) or error}") from error
+        _remove_empty(made)
+        raise OutputError(f"the {what} {folder} cannot be written: {error.strerror or error}") from error
     return made
+
+
+def _made_here(folder: Path) -> bool:
+    """Make a folder. False: another run was faster."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_dir():
+            return False
+        raise
+    return True
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of these folders that nothing lies in."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # another run has put something into it
+            folder.rmdir()

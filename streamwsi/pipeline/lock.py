@@ -42,19 +42,10 @@ class FolderLock:
         """
         self._path = path
         self._name = f"pid {os.getpid()} on {socket.gethostname()}"
-        existed = path.exists()
-        age_s = time.time() - path.stat().st_mtime if existed else STALE_S
-        self._file: IO[str] | None = path.open("a+")
+        self._file: IO[str] | None = None
+        while self._file is None:
+            self._file = self._take(ending_s)
         self._touched = time.monotonic()
-        try:
-            if not self._lock(ending_s) and existed and age_s < STALE_S and self._holder():
-                raise self._refusal(f"{path} was touched {age_s:.0f} s ago; after {STALE_S:.0f} s without a sign it is free")
-            self._file.truncate(0)
-            self._file.write(f"{self._name}\n")
-            self._file.flush()
-        except BaseException:
-            self._file.close()
-            raise
 
     @property
     def descriptor(self) -> int | None:
@@ -85,15 +76,50 @@ class FolderLock:
                     file.truncate(0)  # nobody's any more, which matters where there are no locks
             file.close()
 
-    def _lock(self, ending_s: float) -> bool:
+    def remove(self) -> None:
+        """Let go of the lock for good: its file is removed, while it is still locked."""
+        with contextlib.suppress(OSError):
+            if self._file is not None and self._is_ours():
+                self._path.unlink()
+        self.close()
+
+    def _take(self, ending_s: float) -> IO[str] | None:
+        """The file, locked and signed; None where it was removed by a run that had it before."""
+        path = self._path
+        existed = path.exists()
+        age_s = time.time() - path.stat().st_mtime if existed else STALE_S
+        file = path.open("a+")
+        try:
+            if self._lock(file, ending_s):
+                if not self._lies_there(file):
+                    file.close()
+                    return None
+            elif existed and age_s < STALE_S and self._holder():
+                raise self._refusal(f"{path} was touched {age_s:.0f} s ago; after {STALE_S:.0f} s without a sign it is free")
+            file.truncate(0)
+            file.write(f"{self._name}\n")
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _lies_there(self, file: IO[str]) -> bool:
+        """A lock on a file that was removed, or replaced by another, is nobody else's hindrance."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _lock(self, file: IO[str], ending_s: float) -> bool:
         """Take the kernel's lock; False where there are none."""
-        if fcntl is None or self._file is None:
+        if not hasattr(fcntl, "flock"):  # Windows
             return False
         until = time.monotonic() + ending_s
         pause = threading.Event()
         while True:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if self._holder_is_alive():
                     raise self._refusal("it is under way") from None
@@ -112,7 +138,10 @@ class FolderLock:
         return self._holder() == self._name
 
     def _holder_is_alive(self) -> bool:
-        words = self._holder().split()
+        try:
+            words = self._holder().split()
+        except FileNotFoundError:
+            return False  # it is removing its folder this moment
         if len(words) != 4 or words[3] != socket.gethostname():
             return bool(words)  # of another host it cannot be told; of nobody, it is being taken or let go this moment
         try:

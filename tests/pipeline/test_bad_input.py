@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 
 import streamwsi as sw
+from streamwsi.pipeline import folder as folder_module
+from streamwsi.pipeline.folder import OutputFolder
+from streamwsi.pipeline.lock import FolderLock
+from streamwsi.writing.layout import Layout
+from streamwsi.writing.run_file import RunFile
 from tests.pipeline.test_results import Cli
 
 
@@ -124,6 +129,35 @@ def test_another_run_is_refused_naming_the_field_and_both_values(one_patient: sw
     with pytest.raises(sw.OutputError, match=r"its format is 'csv', this one's is 'hdf5'"):
         Fine().start_collecting(loader(one_patient), sw.HDF5StreamWriter(tmp_path), quiet=True)
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize("first_ends", [False, True])
+def test_of_two_runs_that_begin_together_the_one_that_is_refused_leaves_the_other_alone(
+    one_patient: sw.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_ends: bool
+) -> None:
+    def run_of(stride: int) -> RunFile:
+        pipeline = sw.Pipeline(loader(one_patient, stride=stride), Fine(), writer)
+        return RunFile.of(pipeline._defining(pipeline._parts[0]), pipeline._execution, None, one_patient)
+
+    writer = sw.CSVStreamWriter(tmp_path / "new" / "out")
+    layout = Layout.of(writer.options)
+    first: list[OutputFolder] = []
+
+    def late(path: Path, **options: Any) -> FolderLock:
+        monkeypatch.setattr(folder_module, "FolderLock", FolderLock)  # the second has made the folder, and the first is faster
+        first.append(OutputFolder(layout, run_of(256)))
+        if first_ends:
+            first[0].close()
+        return FolderLock(path, **options)
+
+    monkeypatch.setattr(folder_module, "FolderLock", late)
+    with pytest.raises(sw.OutputError, match="its stride is" if first_ends else "in use by another run"):
+        OutputFolder(layout, run_of(128))
+    assert RunFile.read(layout) is not None and (layout.folder / ".lock").exists()
+    if not first_ends:
+        with pytest.raises(sw.OutputError, match="in use by another run"):
+            OutputFolder(layout, run_of(256))
+    first[0].close()
 
 
 def csv(text: str) -> Callable[[Path], list[object]]:

@@ -56,6 +56,22 @@ def test_the_children_of_a_driver_that_is_gone_are_waited_for(tmp_path: Path) ->
     ending.join()
 
 
+def test_a_lock_is_never_on_a_file_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, flock = FolderLock(tmp_path / ".lock"), lock_module.fcntl.flock
+
+    def just_removed(file: object, operation: int) -> None:
+        monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+        first.remove()  # the second one has opened the file already
+        flock(file, operation)
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", just_removed)
+    second = FolderLock(tmp_path / ".lock")
+    with pytest.raises(OutputError, match="in use by another run"):
+        FolderLock(tmp_path / ".lock")
+    second.remove()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that has none."""

@@ -5,6 +5,7 @@ In: options as users give them.  Out: frozen, checked structures.  Never reads a
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Literal
 
@@ -28,6 +29,12 @@ SMALL_CHUNK_PX = 1 << 23
 one message: blocks above 32 MiB are fresh memory each time (glibc's ``malloc``), whose pages cost more than is saved."""
 TILE_CACHE_BYTES = 192 << 20
 """Decoded tiles that a loader keeps, by default."""
+MOST = (1 << 31) - 1
+"""Of whatever is counted, and of pixels along a side."""
+MOST_CHUNK_PX = 1 << 40
+"""Pixels of a big chunk: more than any slide has."""
+MOST_NUMBER = 1e9
+"""Seconds, or megabytes."""
 
 
 class Defining(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,21 +150,27 @@ def positive_pair(value: Any, name: str) -> tuple[int, int]:
         raise ConfigError(f"{name} must be an int or (width, height), got {value!r}")
     if min(pair) < 1:
         raise ConfigError(f"{name} must be at least 1 pixel, got {value!r}")
+    if max(pair) > MOST:
+        raise ConfigError(f"{name} must be at most {MOST} pixels, got {value!r}")
     return pair[0], pair[1]
 
 
-def at_least(value: Any, least: float, name: str) -> Any:
-    """`value` if it is a number not below `least`; else ConfigError."""
+def at_least(value: Any, least: float, name: str, most: float = math.inf) -> Any:
+    """`value` if it is a finite number not below `least` and not above `most`; else ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
         raise ConfigError(f"{name} must be at least {least}, got {value!r}")
+    if value > most:
+        raise ConfigError(f"{name} must be at most {most:.0f}, got {value!r}")
+    if value in (math.inf, -math.inf):
+        raise ConfigError(f"{name} must be finite, got {value!r}")
     return value
 
 
-def count(value: Any, name: str) -> int:
-    """`value` if it is an int not below 1; else ConfigError."""
+def count(value: Any, name: str, least: int = 1, most: int = MOST) -> int:
+    """`value` if it is an int from `least` to `most`; else ConfigError."""
     if not isinstance(value, int):
         raise ConfigError(f"{name} must be an int, got {value!r}")
-    number: int = at_least(value, 1, name)
+    number: int = at_least(value, least, name, most)
     return number
 
 

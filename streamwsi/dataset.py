@@ -28,6 +28,8 @@ SLIDE_EXTENSIONS = frozenset(
 )
 """File names that OpenSlide 4 reads. Source: https://openslide.org/formats/"""
 
+RUN_FILE = "run.json"
+"""Of a run's output folder, which holds it."""
 _RESERVED_NAMES = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
 _RESERVED_SLIDES = frozenset(("coords", "features"))
 _FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
@@ -305,7 +307,8 @@ class Dataset(Sequence[Patient]):
         """Every slide below `folder`, recursively, as a patient of its own.
 
         A file counts by its extension (:data:`SLIDE_EXTENSIONS`, any case); hidden files and folders do not. The DICOM files of
-        one series in one folder are one slide, and so is a folder that is a Zarr array or image. (``.npy`` and ``.h5`` files,
+        one series in one folder are one slide, and so is a folder that is a Zarr array or image. What lies in a run's output
+        folder is passed over, unless `folder` itself is one. (``.npy`` and ``.h5`` files,
         which may be anything, are taken only where they are named.) A patient's id is the file's stem; where several share one,
         their paths relative to `folder`, with ``__`` for the separators, tell them apart. Order is that of the relative paths.
 
@@ -317,6 +320,9 @@ class Dataset(Sequence[Patient]):
         paths: list[tuple[Path, str]] = []
         dicom: dict[Path, list[Path]] = defaultdict(list)
         for directory, subfolders, names in os.walk(root):
+            if Path(directory) != root and Path(directory, RUN_FILE).exists():
+                subfolders.clear()
+                continue
             if is_zarr(directory):
                 paths.append((Path(directory), Path(directory).stem))
                 subfolders.clear()

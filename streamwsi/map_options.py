@@ -103,7 +103,9 @@ def _check_fill_value(fill_value: Any, dtype: str | None) -> None:
     if dtype is None or dtype == "float32":
         if dtype is None:
             raise ConfigError(f"fill_value {fill_value!r} takes a dtype that holds it: say dtype= too")
+        if np.isfinite(fill_value) and abs(fill_value) > np.finfo(np.float32).max:
+            raise ConfigError(f"fill_value must be a number that float32 holds, got {fill_value!r}")
         return
     limits = np.iinfo(dtype)
-    if fill_value != fill_value or int(fill_value) != fill_value or not limits.min <= fill_value <= limits.max:
+    if not np.isfinite(fill_value) or int(fill_value) != fill_value or not limits.min <= fill_value <= limits.max:
         raise ConfigError(f"fill_value must be a whole number that {dtype} holds, got {fill_value!r}")

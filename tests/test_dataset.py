@@ -417,3 +417,12 @@ def test_a_manifest_in_another_encoding_is_refused(tmp_path):
 def test_a_missing_manifest_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere\.csv cannot be read as a manifest: .*No such file"):
         Dataset.from_csv(tmp_path / "nowhere.csv")
+
+
+def test_what_a_run_has_written_into_a_folder_of_slides_is_no_slide(tmp_path: Path) -> None:
+    for name in ("a.tiff", "out/run.json", "out/b.tiff", "out/deep/c.svs", "several/mean/run.json", "several/mean/d.tiff"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert [patient.id for patient in Dataset.from_folder(tmp_path)] == ["a"]
+    assert [patient.id for patient in Dataset.from_folder(tmp_path / "out")] == ["b", "c"]  # asked for by name

@@ -20,23 +20,24 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from streamwsi.config import TILE_CACHE_BYTES, Durability, OnBadRegion, Transport
+from streamwsi.config import MOST, MOST_CHUNK_PX, MOST_NUMBER, TILE_CACHE_BYTES, Durability, OnBadRegion, Transport
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Border
 from streamwsi.images.options import NAME
 from streamwsi.map_options import MapOutput
 
 _Fields = TypeVar("_Fields", bound=msgspec.Struct)
-_Pixels = Annotated[int, Meta(ge=1)]
+_Pixels = Annotated[int, Meta(ge=1, le=MOST)]
+_ChunkPixels = Annotated[int, Meta(ge=1, le=MOST_CHUNK_PX)]
 # a list, and no tuple: msgspec 0.22 crashes on a union of a tuple and an int with a range (and of anything and a str pattern)
 _Pair = Annotated[list[_Pixels], Meta(min_length=2, max_length=2)]
 _Byte = Annotated[int, Meta(ge=0, le=255)]
-_AtLeastOne = Annotated[int, Meta(ge=1)]
+_AtLeastOne = Annotated[int, Meta(ge=1, le=MOST)]
 _Above0 = Annotated[float, Meta(gt=0)]
 _TwoAbove0 = Annotated[list[_Above0], Meta(min_length=2, max_length=2)]
 _TwoNumbers = Annotated[list[float], Meta(min_length=2, max_length=2)]
 _FromTo = Annotated[list[int], Meta(min_length=2, max_length=2)]
-_NotNegative = Annotated[float, Meta(ge=0)]
+_NotNegative = Annotated[float, Meta(ge=0, le=MOST_NUMBER)]
 
 OF_IMAGES = ("quality", "image_name", "by_label", "comment", "shards")
 """Fields that go with the formats of images."""
@@ -285,14 +286,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     writers: Annotated[_AtLeastOne, About("Writer processes.")] = 1
     chunk_px: Annotated[
-        _Pixels | None,
+        _ChunkPixels | None,
         About("Pixels of a big chunk, about. Default: 16777216; half of it through sockets, and for images.", example=16777216),
     ] = None
     tile_cache_mb: Annotated[_NotNegative, About("Decoded tiles that a loader keeps, in MB.")] = round(
         TILE_CACHE_BYTES / 1e6, 0
     )
     min_chunk_interval: Annotated[_NotNegative, About("Seconds between two chunks of a loader, at least.")] = 0.0
-    max_restarts: Annotated[Annotated[int, Meta(ge=0)], About("Workers that may be replaced.")] = 5
+    max_restarts: Annotated[Annotated[int, Meta(ge=0, le=MOST)], About("Workers that may be replaced.")] = 5
     stall_timeout: Annotated[_NotNegative, About("Seconds without progress that end the run; 0: never.")] = 1800.0
     grace: Annotated[_NotNegative, About("Seconds to finish what is in flight after a signal.")] = 10.0
 

@@ -21,6 +21,8 @@ from streamwsi.collecting.main import CollectingOptions
 from streamwsi.collecting.ready_made.patches import Patches
 from streamwsi.collecting.spec import Shipped, collector_arguments, collector_name, ship, source_hash
 from streamwsi.config import (
+    MOST_CHUNK_PX,
+    MOST_NUMBER,
     TILE_CACHE_BYTES,
     Defining,
     Durability,
@@ -164,7 +166,7 @@ class Pipeline:
         one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport")
         if chunk_px is None:
             chunk_px = default_chunk_px(transport, images=writer.options.images is not None)
-        chunk_px = count(chunk_px, "chunk_px")
+        chunk_px = count(chunk_px, "chunk_px", most=MOST_CHUNK_PX)
         if writer.options.maps is not None:
             check_maps(writer.options.maps, loader)
             chunk_px = min(chunk_px, most_chunk_px(writer.options.maps, loader, max(part.batch_size for part in self._parts)))
@@ -179,11 +181,11 @@ class Pipeline:
             loader_credits=sizes.credits if loader_credits is None else count(loader_credits, "loader_credits"),
             collector_credits=count(collector_credits, "collector_credits"),
             writer_credits=count(writer_credits, "writer_credits"),
-            tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
-            min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s"),
-            max_restarts=at_least(max_restarts, 0, "max_restarts"),
-            stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s"),
-            grace_s=at_least(grace_s, 0, "grace_s"),
+            tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb", MOST_NUMBER) * 1e6),
+            min_chunk_interval_s=at_least(min_chunk_interval_s, 0, "min_chunk_interval_s", MOST_NUMBER),
+            max_restarts=count(max_restarts, "max_restarts", least=0),
+            stall_timeout_s=at_least(stall_timeout_s, 0, "stall_timeout_s", MOST_NUMBER),
+            grace_s=at_least(grace_s, 0, "grace_s", MOST_NUMBER),
             transport=transport,
             tcp_host=tcp_host,
             key_dir=None if key_dir is None else os.path.abspath(key_dir),

@@ -166,7 +166,7 @@ def stream(
             chunk_px=count(chunk_px, "chunk_px"),
             chunks_ahead=sizes.loaders * sizes.credits + 1 if chunks_ahead is None else count(chunks_ahead, "chunks_ahead"),
             tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
-            max_restarts=at_least(max_restarts, 0, "max_restarts"),
+            max_restarts=count(max_restarts, "max_restarts", least=0),
             transport=one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport"),
         ),
     )

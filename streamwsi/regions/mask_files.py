@@ -20,6 +20,7 @@ from streamwsi.errors import ConfigError, MaskError, StreamwsiError
 from streamwsi.regions.extra import needed
 from streamwsi.regions.facts import Sized
 from streamwsi.regions.mask import BoolArray, Mask, pair
+from streamwsi.slides.png import stored_values
 
 _LARGEST_PX = 1 << 28
 """Of a mask that is read: in memory it takes a byte for each, and four more where coverage is asked for."""
@@ -149,6 +150,10 @@ def _picture(source: Path) -> npt.NDArray[Any]:
             pixels = np.asarray(picture)
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise MaskError(f"{source} cannot be read as a picture: {error}") from error
+    try:
+        pixels = stored_values(source, pixels)
+    except ValueError as error:
+        raise MaskError(f"{source} cannot be read as a mask: {error}") from error
     if pixels.ndim == 2:
         return pixels
     colours = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]

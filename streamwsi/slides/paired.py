@@ -22,6 +22,7 @@ from streamwsi.errors import RegionError, SlideError, StreamwsiError
 from streamwsi.geometry import Int64Array
 from streamwsi.paired import PairedLayout, PairedPixels
 from streamwsi.slides.array_files import Opened, open_arrays, single
+from streamwsi.slides.png import stored_values
 from streamwsi.slides.reader import Rectangle
 from streamwsi.slides.tile_cache import TileCache
 from streamwsi.slides.tiles import place_of
@@ -203,7 +204,7 @@ def _open_picture(file: Path, source_axes: str | None, make: Any) -> Opened[Valu
     try:
         with Image.open(file) as picture:
             # a palette's numbers are the values; its colours are for the eye
-            values = np.asarray(picture)
+            values = stored_values(file, np.asarray(picture))
     except Image.DecompressionBombError as error:
         raise SlideError(f"{file} is read whole, and too large for that: write it as Zarr or as a tiled TIFF") from error
     axes = source_axes and check_axes(source_axes, str(file))

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamwsi.config import OutputOptions
+from streamwsi.dataset import RUN_FILE
 from streamwsi.errors import DiskError, StreamwsiError
 
 SUFFIXES = {"csv": ".csv", "hdf5": ".h5", "images": "", "maps": ""}
 """Of a patient's file; images and maps are a folder of its name."""
 _JOURNALS = ".journal"
-_RUN_FILE = "run.json"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{20}\.part")
 """Names of what is not whole."""
 ALL_PATIENTS = "all"
@@ -56,7 +56,7 @@ class Layout:
     @property
     def run_file(self) -> Path:
         """What was asked."""
-        return self.folder / _RUN_FILE
+        return self.folder / RUN_FILE
 
     @property
     def report_file(self) -> Path:
@@ -90,9 +90,9 @@ def run_folders(folder: Path) -> dict[str, Path]:
 
     Empty where `folder` is not that of a run.
     """
-    if (folder / _RUN_FILE).is_file():
+    if (folder / RUN_FILE).is_file():
         return {"": folder}
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_RUN_FILE}"))}
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RUN_FILE}"))}
 
 
 def hashed(patient_id: str) -> str:

@@ -34,6 +34,7 @@ from streamwsi.cli.job import (
 )
 from streamwsi.cli.job_file import line_of, read_job, template, written
 from streamwsi.cli.options import job_from_options, option_name
+from streamwsi.config import MOST, MOST_NUMBER
 from streamwsi.pipeline.report import PatientReport, Report, SlideReport
 
 SETTING = re.compile(r"^#(?=[\w\[])", re.MULTILINE)
@@ -109,7 +110,7 @@ values_of_fields = {
     "arguments": st.dictionaries(
         st.text("abc_", min_size=1), st.one_of(st.integers(), st.booleans(), st.text(), st.lists(st.integers()))
     ),
-    "kernel_size": st.one_of(st.none(), st.integers(1), st.lists(st.integers(1), min_size=2, max_size=2)),
+    "kernel_size": st.one_of(st.none(), st.integers(1, MOST), st.lists(st.integers(1, MOST), min_size=2, max_size=2)),
     "level": st.one_of(st.none(), st.integers(0, 9)),
     "mpp": st.one_of(st.none(), st.floats(0.01, 99)),
     "magnification": st.one_of(st.none(), st.floats(0.01, 99)),
@@ -120,8 +121,8 @@ values_of_fields = {
     "background": st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255)),
     "devices": st.one_of(st.none(), st.lists(st.text("cuda:01"), max_size=3)),
     "one_file": st.booleans(),
-    "grace": st.floats(0),
-    "batch_size": st.one_of(st.none(), st.integers(1)),
+    "grace": st.floats(0, MOST_NUMBER),
+    "batch_size": st.one_of(st.none(), st.integers(1, MOST)),
 }
 
 
@@ -150,6 +151,9 @@ def test_a_job_that_is_written_is_read_again(tmp_path_factory, values):
         ("background = [0, 0, 256]", "line 4, background: expected a whole number <= 255, got [0, 0, 256]"),
         ("grace = -0.5", "line 4, grace: expected a number >= 0.0, got -0.5"),
         ("grace = nan", "line 4, grace: expected a number >= 0.0, got nan"),
+        ("grace = inf", "line 4, grace: expected a number <= 1000000000.0, got inf"),
+        ("tile_cache_mb = 1e30", "line 4, tile_cache_mb: expected a number <= 1000000000.0, got 1e+30"),
+        ("max_restarts = 99999999999999999999999", "line 4, max_restarts: expected a whole number <= 2147483647, got 999"),
         ("one_file = 1", "line 4, one_file: expected true or false, got 1"),
         ('devices = "cuda:0"', "line 4, devices: expected a list, got 'cuda:0'"),
         ("arguments = 1", "line 4, arguments: expected a table, got 1"),

@@ -46,6 +46,7 @@ def loader(dataset: sw.Dataset, **options: Any) -> sw.SlidingWindowLoader:
     ("options", "message"),
     [
         ({"kernel_size": 0}, "kernel_size must be at least 1 pixel, got 0"),
+        ({"kernel_size": 1 << 31}, "kernel_size must be at most 2147483647 pixels, got 2147483648"),
         ({"kernel_size": 2.5}, r"kernel_size must be an int or \(width, height\), got 2.5"),
         ({"stride": (1, 0)}, r"stride must be at least 1 pixel, got \(1, 0\)"),
         ({"stride": -1}, "stride must be at least 1 pixel, got -1"),
@@ -75,6 +76,14 @@ def test_a_window_that_cannot_slide(one_patient: sw.Dataset, options: dict[str, 
         (Fine(), {"threads": 1.5}, "threads must be an int, got 1.5"),
         (Fine(), {"transport": "udp"}, "transport must be one of 'auto', 'shm', 'ipc', 'tcp', got 'udp'"),
         (Fine(), {"min_chunk_interval_s": -1}, "min_chunk_interval_s must be at least 0, got -1"),
+        (Fine(), {"stall_timeout_s": float("inf")}, "stall_timeout_s must be at most 1000000000, got inf"),
+        (Fine(), {"grace_s": float("inf")}, "grace_s must be at most 1000000000, got inf"),
+        (Fine(), {"grace_s": float("nan")}, "grace_s must be at least 0, got nan"),
+        (Fine(), {"tile_cache_mb": 1e30}, "tile_cache_mb must be at most 1000000000, got 1e\\+30"),
+        (Fine(), {"max_restarts": 1.5}, "max_restarts must be an int, got 1.5"),
+        (Fine(), {"max_restarts": -1}, "max_restarts must be at least 0, got -1"),
+        (Fine(), {"batch_size": 1 << 70}, "batch_size must be at most 2147483647, got"),
+        (Fine(), {"chunk_px": (1 << 40) + 1}, "chunk_px must be at most 1099511627776, got"),
     ],
 )
 def test_a_pipeline_that_cannot_run(
@@ -172,6 +181,8 @@ def csv(text: str) -> Callable[[Path], list[object]]:
     ("slides", "options", "message"),
     [
         (["SLIDE"], ["--kernel-size", "0"], "--kernel-size: expected a whole number >= 1, got 0"),
+        (["SLIDE"], ["--stall-timeout", "inf"], "--stall-timeout: expected a number <= 1000000000.0, got inf"),
+        (["SLIDE"], ["--chunk-px", "9" * 30], "--chunk-px: expected a whole number <= 1099511627776, got 999"),
         (["SLIDE"], ["--kernel-size", "big"], "'big' is neither a number of pixels nor two"),
         (
             ["SLIDE"],

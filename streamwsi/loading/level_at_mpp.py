@@ -5,7 +5,6 @@ In: an open slide.  Out: the number of a level.  Never resamples.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from streamwsi.config import at_least
@@ -35,7 +34,7 @@ class LevelAtMpp:
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        if not math.isfinite(at_least(self.mpp, 0, "mpp")) or self.mpp == 0:
+        if at_least(self.mpp, 0, "mpp") == 0:
             raise ConfigError(f"mpp must be above 0 micrometres per pixel, got {self.mpp!r}")
         if not at_least(self.tolerance, 0, "tolerance") < 1:
             raise ConfigError(f"tolerance must be a share below 1 (0.1 is 10 %), got {self.tolerance!r}")

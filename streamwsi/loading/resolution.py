@@ -142,7 +142,7 @@ def _check_number(value: Any, name: str) -> int:
 
 
 def _above_0(value: Any, name: str) -> float:
-    if not math.isfinite(at_least(value, 0, name)) or value == 0:
+    if at_least(value, 0, name) == 0:
         raise ConfigError(f"{name} must be above 0, got {value!r}")
     return float(value)
 

@@ -150,7 +150,7 @@ def _resolution(info: SlideInfo, name: str, level: int | None, mpp: float | None
             raise ConfigError(f"{name} has no level {level!r}: it has levels 0 to {info.level_count - 1}")
         number, factor = level, 1
     elif mpp is not None:
-        if not at_least(mpp, 0, "mpp") > 0 or not math.isfinite(mpp):
+        if at_least(mpp, 0, "mpp") == 0:
             raise ConfigError(f"mpp must be above 0 micrometres per pixel, got {mpp!r}")
         x, y = checked_mpp(info, name, "give level= or max_px= instead of mpp=")
         wanted = mpp / math.sqrt(x * y)

@@ -113,8 +113,7 @@ class Annotated:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", checked_source(self.source))
         one_of(self.unit, UNITS, "unit")
-        if not math.isfinite(at_least(self.buffer, -math.inf, "buffer")):
-            raise ConfigError(f"buffer must be finite, got {self.buffer!r}")
+        at_least(self.buffer, -math.inf, "buffer")
         if isinstance(self.nested_as_holes, str):
             raise ConfigError(f"nested_as_holes must be True or labels, as in ({self.nested_as_holes!r},)")
 

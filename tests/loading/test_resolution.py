@@ -190,7 +190,7 @@ def test_one_at_most_is_given(asked: dict[str, Any]) -> None:
     [
         ({"mpp": 0}, "mpp must be above 0, got 0"),
         ({"mpp": "0.5"}, "mpp must be at least 0, got '0.5'"),
-        ({"mpp": float("inf")}, "mpp must be above 0, got inf"),
+        ({"mpp": float("inf")}, "mpp must be finite, got inf"),
         ({"magnification": -20}, "magnification must be at least 0, got -20"),
         ({"level": -1}, "level must be at least 0"),
         ({"level": 0.5}, "level must be an int or a callable"),

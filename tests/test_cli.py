@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from streamwsi.cli import cli
-from streamwsi.errors import ConfigError
+from streamwsi.errors import ConfigError, MapError
 from streamwsi.pipeline.report import SlideReport
 from streamwsi.values import ValueSpec
 from tests.slides.tiff_files import GREY, Page, write
@@ -88,3 +89,10 @@ def test_render_refuses_what_does_not_go_together(tmp_path: Path, arguments: tup
         invoke("render", run_folder(tmp_path), *arguments)
     with pytest.raises(ConfigError, match=r"a\.h5 is not a folder; --contact-sheet takes the output folder of a run"):
         invoke("render", tmp_path / "a.h5", "--contact-sheet")
+
+
+@pytest.mark.parametrize("channel", ["--5", "²", "-1", "7", "nuclei"])
+@pytest.mark.parametrize("command", ["render", "geojson"])
+def test_a_channel_that_is_not_there_is_an_error_that_names_it(tmp_path: Path, command: str, channel: str) -> None:
+    with pytest.raises(MapError, match=f"has no channel '?{re.escape(channel)}'?; it has 1, from 0: 'density'"):
+        invoke(command, run_folder(tmp_path) / "a.h5", f"--channel={channel}")

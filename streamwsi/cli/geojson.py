@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from streamwsi.cli.types import channel_of
 from streamwsi.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ def geojson(path: str, out: str | None, channel: str | None, **options: Any) -> 
     """Write the results in PATH (a patient's file, or a whole output folder) as objects that QuPath opens."""
     given = {name: value for name, value in options.items() if value is not None}
     if channel is not None:
-        given["channel"] = int(channel) if channel.lstrip("-").isdigit() else channel
+        given["channel"] = channel_of(channel)
     from streamwsi.maps.geojson import export_all, export_geojson
 
     if not Path(path).is_dir():

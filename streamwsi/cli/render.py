@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from streamwsi.cli.types import channel_of
 from streamwsi.errors import ConfigError
 from streamwsi.map_options import NAMED_WEIGHTS
 
@@ -45,8 +46,7 @@ _EACH_PICTURE = ("view", "format", "weights")
 @click.option("--slide-path", type=click.Path(), help="The slide, or the folder it lies in, if it has moved.")
 def render(path: str, contact_sheet: bool, **options: Any) -> None:
     """Lay the map in PATH (a patient's file, or a whole output folder) over its slide's thumbnail."""
-    channel = options.pop("channel")
-    options["channel"] = int(channel) if channel.lstrip("-").isdigit() else channel
+    options["channel"] = channel_of(options["channel"])
     target = options.pop("out")
     given = {name: value for name, value in options.items() if value is not None}
     if Path(path).is_dir():

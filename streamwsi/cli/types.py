@@ -5,6 +5,7 @@ In: text of the command line.  Out: values.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -57,3 +58,8 @@ class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return tuple(int(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is neither R,G,B nor #RRGGBB", param, ctx)
+
+
+def channel_of(text: str) -> int | str:
+    """A channel as it is given: its number, or its name."""
+    return int(text) if re.fullmatch("[0-9]+", text) else text

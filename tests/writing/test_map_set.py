@@ -381,3 +381,9 @@ def test_partial_maps_are_named_so_and_give_way(tmp_path: Path) -> None:
     assert published(tmp_path, options(), SLIDE, images, partial=True).name == "p1.partial"
     assert published(tmp_path, options(), SLIDE, images).name == "p1"
     assert not (tmp_path / "p1.partial").exists()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", np.inf), ("uint8", np.nan), ("float32", 1e39), ("uint16", 65536)])
+def test_a_fill_value_that_the_type_does_not_hold_is_refused(dtype: str, value: float) -> None:
+    with pytest.raises(ConfigError, match="fill_value must be a"):
+        options(dtype=dtype, fill_value=value)

@@ -103,7 +103,7 @@ def _check_fill_value(fill_value: Any, dtype: str | None) -> None:
     if dtype is None or dtype == "float32":
         if dtype is None:
             raise ConfigError(f"fill_value {fill_value!r} takes a dtype that holds it: say dtype= too")
-        if np.isfinite(fill_value) and abs(fill_value) > np.finfo(np.float32).max:
+        if np.isfinite(fill_value) and abs(fill_value) > float(np.finfo(np.float32).max):
             raise ConfigError(f"fill_value must be a number that float32 holds, got {fill_value!r}")
         return
     limits = np.iinfo(dtype)

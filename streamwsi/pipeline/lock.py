@@ -105,7 +105,7 @@ class FolderLock:
         return file
 
     def _lies_there(self, file: IO[str]) -> bool:
-        """A lock on a file that was removed, or replaced by another, is nobody else's hindrance."""
+        """The file is the one that others find; one that was removed keeps nobody out."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
         except FileNotFoundError:

@@ -289,7 +289,8 @@ class Driver:
         what = f"{worker.role} {worker.number}{of_name} (pid {worker.pid}) {describe_exit(code)}"
         if worker.told_to_stop:
             if code and self._all_done and not worker.killed:
-                self._failure = WorkerDied(f"{what}, after all was done: in teardown, or as it ended")
+                for branch in self._branches_of(worker):
+                    branch.accounts.warn(f"{what}, after all was done: its teardown may be incomplete")
             return
         held = self._scheduler.held_by(worker.name)
         work = worker.last_work

@@ -5,7 +5,6 @@ In: a Scene.  Out: places at least so far apart, and so many that no further one
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -70,8 +69,8 @@ class PoissonDiskSampler(DrawingSampler):
     ) -> None:
         one_of(unit, UNITS, "unit")
         self._spacing, self._unit = float(at_least(spacing, 0, "spacing")), unit
-        if not 0 < self._spacing < math.inf:
-            raise ConfigError(f"spacing must be above 0, and finite, got {spacing!r}")
+        if not self._spacing:
+            raise ConfigError(f"spacing must be above 0, got {spacing!r}")
         self._n = None if n is None else whole_number(n, 1, "n")
         numbers = checked_per_label(per_label, n=n, include=include, exclude=exclude, labelled=labelled)
         chosen = conditions(region, min_coverage, include, exclude, labelled, absent, need_labels=per_label is not None)

@@ -46,13 +46,13 @@ class Ending(sw.MeanCollector):
 
 
 @pytest.mark.parametrize(("how", "what"), [("killed", "was killed by SIGKILL"), ("exits", "ended with exit code 7")])
-def test_a_process_that_ends_in_teardown_without_saying_so_is_a_failure(
+def test_a_process_that_ends_in_teardown_without_saying_so_is_a_warning(
     one_patient: sw.Dataset, tmp_path: Path, how: str, what: str
 ) -> None:
-    with pytest.raises(sw.WorkerDied, match=f"collector 0 .*{what}.*after all was done"):
-        run(one_patient, tmp_path, Ending(how))
-    assert (tmp_path / "p.csv").exists()
-    assert run(one_patient, tmp_path, Ending("well")).patients[0].state == "already done"
+    report = run(one_patient, tmp_path, Ending(how))
+    assert report.exit_code == 0 and (tmp_path / "p.csv").exists()  # nothing of the results is in doubt
+    (warning,) = report.warnings
+    assert warning.startswith("collector 0 (pid ") and what in warning and "after all was done" in warning
 
 
 def test_a_teardown_that_takes_too_long_is_a_warning(

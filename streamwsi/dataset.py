@@ -320,7 +320,7 @@ class Dataset(Sequence[Patient]):
         paths: list[tuple[Path, str]] = []
         dicom: dict[Path, list[Path]] = defaultdict(list)
         for directory, subfolders, names in os.walk(root):
-            if Path(directory) != root and Path(directory, RUN_FILE).exists():
+            if Path(directory) != root and _is_output(Path(directory)):
                 subfolders.clear()
                 continue
             if is_zarr(directory):
@@ -470,3 +470,11 @@ def _is_text(value: str) -> bool:
 
 def _short_hash(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether a run has written here: other programs have files called so too, and hide no slides."""
+    try:
+        return b'"streamwsi_version"' in (folder / RUN_FILE).read_bytes()
+    except OSError:
+        return False

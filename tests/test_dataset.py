@@ -423,6 +423,8 @@ def test_what_a_run_has_written_into_a_folder_of_slides_is_no_slide(tmp_path: Pa
     for name in ("a.tiff", "out/run.json", "out/b.tiff", "out/deep/c.svs", "several/mean/run.json", "several/mean/d.tiff"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text('{"streamwsi_version": "0.1.0"}' if path.name == "run.json" else "")
     assert [patient.id for patient in Dataset.from_folder(tmp_path)] == ["a"]
+    (tmp_path / "out" / "run.json").write_text('{"of": "another program"}')
+    assert [patient.id for patient in Dataset.from_folder(tmp_path)] == ["a", "b", "c"]
     assert [patient.id for patient in Dataset.from_folder(tmp_path / "out")] == ["b", "c"]  # asked for by name

@@ -43,7 +43,7 @@ _BIG_BYTES = 1 << 31
 """Files whose pixels take more may pass the 4 GiB of a classic TIFF, in the worst case."""
 _BUFFER_BYTES = 1 << 24
 """Of tiles that are compressed at once."""
-_UUID = re.compile(rb"urn:uuid:[-0-9a-f]{36}")
+_UUID = re.compile(r"urn:uuid:[-0-9a-f]{36}")
 
 
 def write_ome_tiff(
@@ -118,16 +118,10 @@ def write_ome_tiff(
 
 def set_uuid(path: Path, uuid: UUID) -> None:
     """Change what a file of :func:`write_ome_tiff` calls itself, in place; it must have been given a name."""
-    with tifffile.TiffFile(path) as file:
-        tag = file.pages.first.tags["ImageDescription"]
-        place, size = tag.valueoffset, tag.valuebytecount
-    with path.open("r+b") as raw:
-        raw.seek(place)
-        text, n_found = _UUID.subn(uuid.urn.encode(), raw.read(size))
-        if n_found != 1:
-            raise OutputError(f"{path} calls itself something {n_found} times, expected once")
-        raw.seek(place)
-        raw.write(text)
+    text, n_found = _UUID.subn(uuid.urn, str(tifffile.tiffcomment(path)))
+    if n_found != 1:
+        raise OutputError(f"{path} calls itself something {n_found} times, expected once")
+    tifffile.tiffcomment(path, text.encode())
 
 
 def _passing_tiles(picture: Picture, coarser: Spool | None) -> Iterator[AnyArray]:

@@ -20,6 +20,8 @@ from typing import Any
 from streamwsi.chunks import Batch, BigChunk, MixedBatch, SmallChunk
 from streamwsi.collecting.ahead import Ahead, ChunkWork
 from streamwsi.config import (
+    MOST_CHUNK_PX,
+    MOST_NUMBER,
     SMALL_CHUNK_PX,
     TILE_CACHE_BYTES,
     Transport,
@@ -163,9 +165,9 @@ def stream(
             loaders=sizes.loaders,
             threads=sizes.threads,
             loader_credits=sizes.credits,
-            chunk_px=count(chunk_px, "chunk_px"),
+            chunk_px=count(chunk_px, "chunk_px", most=MOST_CHUNK_PX),
             chunks_ahead=sizes.loaders * sizes.credits + 1 if chunks_ahead is None else count(chunks_ahead, "chunks_ahead"),
-            tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb") * 1e6),
+            tile_cache_bytes=int(at_least(tile_cache_mb, 0, "tile_cache_mb", MOST_NUMBER) * 1e6),
             max_restarts=count(max_restarts, "max_restarts", least=0),
             transport=one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport"),
         ),

@@ -569,6 +569,7 @@ def test_a_stream_can_be_pickled(noisy: sw.Dataset) -> None:
         ({"transport": "pigeon"}, "transport must be one of"),
         ({"pool_chunks": 0}, "pool_chunks must be at least 1"),
         ({"loaders": 1.5}, "loaders must be an int"),
+        ({"tile_cache_mb": 1e30}, "tile_cache_mb must be at most 1000000000"),
         ({"max_restarts": float("inf")}, "max_restarts must be an int, got inf"),
     ],
 )

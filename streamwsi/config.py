@@ -26,7 +26,8 @@ CHUNK_PX = 1 << 24
 """Of a big chunk, about, by default: 256 windows of 256 px."""
 SMALL_CHUNK_PX = 1 << 23
 """The same of a stream, which mixes the windows of as many chunks as it holds; and wherever a chunk, or what is made of it, is
-one message: blocks above 32 MiB are fresh memory each time (glibc's ``malloc``), whose pages cost more than is saved."""
+one message: blocks above 32 MiB are fresh memory each time (glibc's ``malloc``), whose pages cost more than is saved. And of
+slides that OpenSlide reads: there it is a thread's work for a fifth of a second, and others wait at the end for the last."""
 TILE_CACHE_BYTES = 192 << 20
 """Decoded tiles that a loader keeps, by default."""
 MOST = (1 << 31) - 1
@@ -96,6 +97,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """Dealt to the collectors in turn; empty: every collector's device is None."""
     chunk_px: int = CHUNK_PX
     """Pixels of a big chunk, about; a chunk holds at least one window."""
+    openslide_chunk_px: int = SMALL_CHUNK_PX
+    """The same of slides that OpenSlide reads, where it is less."""
     loader_credits: int = 0
     """Chunks a loader may hold, being read or waiting to be sent; 0: as many as suit its threads."""
     collector_credits: int = 2

@@ -287,7 +287,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     writers: Annotated[_AtLeastOne, About("Writer processes.")] = 1
     chunk_px: Annotated[
         _ChunkPixels | None,
-        About("Pixels of a big chunk, about. Default: 16777216; half of it through sockets, and for images.", example=16777216),
+        About(
+            "Pixels of a big chunk, about. Default: 16777216; half of it through sockets, for images, with OpenSlide.",
+            example=16777216,
+        ),
     ] = None
     tile_cache_mb: Annotated[_NotNegative, About("Decoded tiles that a loader keeps, in MB.")] = round(
         TILE_CACHE_BYTES / 1e6, 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from streamwsi.config import TILE_CACHE_BYTES, OnBadRegion
+from streamwsi.config import MOST_CHUNK_PX, TILE_CACHE_BYTES, OnBadRegion
 from streamwsi.dataset import Slide
 from streamwsi.errors import PlanError, SlideError
 from streamwsi.geometry import MOST_WINDOWS, Border, Grid, cut_chunks
@@ -52,8 +52,11 @@ class ReadingOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_bad_region: OnBadRegion
     batch_size: int
     chunk_px: int
+    """Pixels of a big chunk, about."""
     threads: int
     min_chunk_interval_s: float
+    openslide_chunk_px: int = MOST_CHUNK_PX
+    """The same of slides that OpenSlide reads, where it is less."""
     tile_cache_bytes: int = TILE_CACHE_BYTES
     max_windows: int = MOST_WINDOWS
     """In one chunk."""
@@ -83,8 +86,9 @@ def resolve_slide(
     tile, cache_px = _as_read(info.tile_sizes[finest.level], finest.zoom), round(options.tile_cache_bytes / 3 / finest.zoom**2)
     resolutions = wanted.count if wanted.is_several else None
     images = tuple(each.image(grid.downsample) for each in (paired or {}).values())
+    most_px = min(options.chunk_px, options.openslide_chunk_px) if info.reader == "openslide" else options.chunk_px
     # so that a chunk takes no more memory with paired images than without
-    chunk_px = round(options.chunk_px * 3 / (3 + sum(image.bytes_per_px(grid.downsample) for image in images)))
+    chunk_px = round(most_px * 3 / (3 + sum(image.bytes_per_px(grid.downsample) for image in images)))
     chunks = cut_chunks(grid, options.batch_size, chunk_px, tile, cache_px, options.max_windows, resolutions)
     stride: tuple[int, int] | None = options.stride
     margin, sample = 0, None

@@ -23,6 +23,7 @@ from streamwsi.collecting.spec import Shipped, collector_arguments, collector_na
 from streamwsi.config import (
     MOST_CHUNK_PX,
     MOST_NUMBER,
+    SMALL_CHUNK_PX,
     TILE_CACHE_BYTES,
     Defining,
     Durability,
@@ -85,8 +86,8 @@ class Pipeline:
         Decode threads of each loader; by default the processors there are, shared among the loaders, and one more for a single
         loader.
     chunk_px
-        Pixels of a big chunk, about; by default 16 million, and 8 where pixels go through sockets or an ImageStreamWriter
-        writes. With a MapStreamWriter at most 4 million of the map, or those of a batch.
+        Pixels of a big chunk, about; by default 16 million, and 8 where pixels go through sockets, an ImageStreamWriter
+        writes, or OpenSlide reads. With a MapStreamWriter at most 4 million of the map, or those of a batch.
     collector_credits, writer_credits, loader_credits
         Chunks that one process of that kind may hold.
     tile_cache_mb
@@ -164,6 +165,7 @@ class Pipeline:
         if writer.options.images is not None:
             check_names(writer.options.images, loader.dataset)
         one_of(transport, ("auto", "shm", "ipc", "tcp"), "transport")
+        openslide_chunk_px = SMALL_CHUNK_PX if chunk_px is None else MOST_CHUNK_PX
         if chunk_px is None:
             chunk_px = default_chunk_px(transport, images=writer.options.images is not None)
         chunk_px = count(chunk_px, "chunk_px", most=MOST_CHUNK_PX)
@@ -178,6 +180,7 @@ class Pipeline:
             writers=count(writers, "writers"),
             threads=sizes.threads,
             chunk_px=chunk_px,
+            openslide_chunk_px=min(chunk_px, openslide_chunk_px),
             loader_credits=sizes.credits if loader_credits is None else count(loader_credits, "loader_credits"),
             collector_credits=count(collector_credits, "collector_credits"),
             writer_credits=count(writer_credits, "writer_credits"),
@@ -261,6 +264,7 @@ class Pipeline:
             self._loader,
             batch_size=together if together <= _MOST_WINDOWS_TOGETHER else max(sizes),
             chunk_px=execution.chunk_px,
+            openslide_chunk_px=execution.openslide_chunk_px,
             threads=execution.threads,
             tile_cache_bytes=execution.tile_cache_bytes,
             min_chunk_interval_s=execution.min_chunk_interval_s,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from streamwsi.collecting.spec import Shipped, ship
-from streamwsi.config import CHUNK_PX, SMALL_CHUNK_PX, Transport, available_cpus, count
+from streamwsi.config import CHUNK_PX, MOST_CHUNK_PX, SMALL_CHUNK_PX, Transport, available_cpus, count
 from streamwsi.geometry import MOST_WINDOWS
 from streamwsi.loading.resolution import Wanted
 from streamwsi.loading.resolve import Choices, ReadingOptions
@@ -45,6 +45,7 @@ def loader_startup(
     threads: int,
     tile_cache_bytes: int,
     min_chunk_interval_s: float = 0.0,
+    openslide_chunk_px: int = MOST_CHUNK_PX,
     max_windows: int = MOST_WINDOWS,
     starts_at_multiples_of: int = 1,
     epoch: int | None = None,
@@ -69,6 +70,7 @@ def loader_startup(
             on_bad_region=loader.on_bad_region,
             batch_size=batch_size,
             chunk_px=chunk_px,
+            openslide_chunk_px=openslide_chunk_px,
             threads=threads,
             min_chunk_interval_s=min_chunk_interval_s,
             tile_cache_bytes=tile_cache_bytes,

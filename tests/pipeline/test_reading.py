@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import streamwsi as sw
 from streamwsi.config import Transport
 from streamwsi.errors import ConfigError
+from streamwsi.loading.resolution import Wanted
+from streamwsi.loading.resolve import Choices, ReadingOptions, resolve_slide
 from streamwsi.pipeline import reading
 from streamwsi.pipeline.reading import LoaderSizes, default_chunk_px, loader_sizes
+from streamwsi.slides.reader import open_slide
+from tests.helpers import write_tiff
 
 
 @pytest.mark.parametrize(
@@ -63,11 +69,34 @@ def test_a_chunk_that_is_a_message_stays_below_what_malloc_uses_again(
 def test_a_pipeline_takes_the_default_that_suits_it_or_what_it_is_told(one_patient: sw.Dataset, tmp_path: Path) -> None:
     loader = sw.SlidingWindowLoader(one_patient, 256)
 
-    def chunk_px(collector: sw.StreamCollector, writer: sw.StreamWriter, **options: Any) -> int:
-        return sw.Pipeline(loader, collector, writer, **options)._loader_startup().reading.chunk_px
+    def chunk_px(collector: sw.StreamCollector, writer: sw.StreamWriter, **options: Any) -> tuple[int, int]:
+        told = sw.Pipeline(loader, collector, writer, **options)._loader_startup().reading
+        return told.chunk_px, told.openslide_chunk_px
 
     numbers = sw.CSVStreamWriter(tmp_path)
-    assert chunk_px(sw.MeanCollector(), numbers) == 1 << 24
-    assert chunk_px(sw.MeanCollector(), numbers, transport="ipc") == 1 << 23
-    assert chunk_px(sw.Patches(), sw.ImageStreamWriter(tmp_path)) == 1 << 23
-    assert chunk_px(sw.MeanCollector(), numbers, transport="ipc", chunk_px=1 << 20) == 1 << 20
+    assert chunk_px(sw.MeanCollector(), numbers) == (1 << 24, 1 << 23)
+    assert chunk_px(sw.MeanCollector(), numbers, transport="ipc") == (1 << 23, 1 << 23)
+    assert chunk_px(sw.Patches(), sw.ImageStreamWriter(tmp_path)) == (1 << 23, 1 << 23)
+    assert chunk_px(sw.MeanCollector(), numbers, transport="ipc", chunk_px=1 << 20) == (1 << 20, 1 << 20)
+    assert chunk_px(sw.MeanCollector(), numbers, chunk_px=1 << 25) == (1 << 25, 1 << 25)  # what is told holds for all
+
+
+@pytest.mark.parametrize(("reader", "windows"), [("tiff", 16), ("openslide", 4)])
+def test_a_slide_that_openslide_reads_is_cut_into_smaller_chunks(tmp_path: Path, reader: str, windows: int) -> None:
+    tiff = write_tiff(tmp_path / "a.tiff", [np.zeros((128, 128, 3), np.uint8)], tile=32)
+    options = ReadingOptions(
+        kernel=(32, 32),
+        stride=(32, 32),
+        border="crop",
+        background=(255, 255, 255),
+        reader=reader,
+        on_bad_region="fail",
+        batch_size=4,
+        chunk_px=16 * 32 * 32,
+        openslide_chunk_px=4 * 32 * 32,
+        threads=1,
+        min_chunk_interval_s=0.0,
+    )
+    with open_slide(tiff, reader=reader) as opened:
+        slide = resolve_slide(opened, (0, 0), "p", sw.Slide(tiff, "s"), Choices(Wanted.of(level=0)), options)
+    assert math.prod(slide.block) == windows

@@ -150,7 +150,7 @@ def _decoded(directory: Any, tile: bytes, tolerance: float, packages: str) -> Lo
 
     pixels = _picture(_TILE_PX)
     found = np.empty_like(pixels)
-    decoder_of(directory)([tile], found)
+    decoder_of(directory).decode([tile], found)
     difference = float(np.abs(found.astype(np.int16) - pixels).mean())
     said = f"{_TILE_PX} x {_TILE_PX} px in {len(tile)} bytes, mean difference {difference:.1f} grey levels"
     if difference > tolerance:

@@ -9,11 +9,9 @@ and else pasted there. Tiles that other chunks need too are kept in a cache.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -28,7 +26,8 @@ from streamwsi.slides.openslide import OpenSlideReader
 from streamwsi.slides.reader import Part, Rectangle, TilesRead, fill
 from streamwsi.slides.tiff_levels import TiffLevel, tiff_levels
 from streamwsi.slides.tile_cache import TileCache
-from streamwsi.slides.tile_codecs import UnfitError
+from streamwsi.slides.tile_codecs import ROOM_BYTES, UnfitError
+from streamwsi.slides.tile_file import TileFile
 from streamwsi.slides.tiles import place_of, sharing, targets, tiles_of
 
 _READ_BYTES = 1 << 22
@@ -39,33 +38,6 @@ _Tile = tuple[int, int, UInt8Array]
 
 class UndecodableError(Exception):
     """A tile that cannot be decoded directly, and why."""
-
-
-class _File:
-    """A file that is closed when the last thread has let go of it: a number in use must not come to mean another file."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        self._size = os.fstat(self._descriptor).st_size
-        self._seeking = threading.Lock()
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes. Raises EOFError where the file holds fewer; asks for no memory that it could not fill."""
-        data = self._read(offset, size) if offset + size <= self._size else b""
-        if len(data) != size:
-            raise EOFError(f"the file ends within {size} bytes from {offset}")
-        return data
-
-    def _read(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, size, offset)
-        with self._seeking:  # Windows
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.read(self._descriptor, size)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 class TiffReader:
@@ -81,7 +53,7 @@ class TiffReader:
         """Where the tiles of each level lie."""
         self.info = msgspec.structs.replace(openslide.info, reader="tiff")
         try:
-            self._file: _File | None = _File(openslide.path)
+            self._file: TileFile | None = TileFile(openslide.path)
         except OSError as error:
             raise UnfitError(f"it cannot be opened once more: {error.strerror}") from error
         self._cache = cache if cache is not None else TileCache(TILE_CACHE_BYTES)
@@ -170,7 +142,7 @@ class TiffReader:
             return None
         return row, column
 
-    def _paste(self, file: _File, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> None:
+    def _paste(self, file: TileFile, number: int, row: int, column: int, users: Sequence[Part], own: Rectangle | None) -> None:
         """Put a tile where it is wanted."""
         level = self.levels[number]
         place = place_of(level.extent, level.tile, row, column)
@@ -189,7 +161,7 @@ class TiffReader:
         for target, rows, columns in wanted:
             target[...] = tile[rows, columns]
 
-    def _decode_all(self, file: _File, number: int, tiles: Sequence[_Tile]) -> None:
+    def _decode_all(self, file: TileFile, number: int, tiles: Sequence[_Tile]) -> None:
         """Decode tiles into their places, each as :meth:`_decode` does; those that follow one another are read at once."""
         level = self.levels[number]
         rows, columns = [row for row, _, _ in tiles], [column for _, column, _ in tiles]
@@ -201,22 +173,25 @@ class TiffReader:
         for first, stop in _neighbours(places):
             self._decode_run(file, number, tiles[first:stop], places[first:stop])
 
-    def _decode_run(self, file: _File, number: int, tiles: Sequence[_Tile], places: Sequence[tuple[int, int]]) -> None:
+    def _decode_run(self, file: TileFile, number: int, tiles: Sequence[_Tile], places: Sequence[tuple[int, int]]) -> None:
         """Decode tiles that lie in the file one after the other, at `places`, (offset, size)."""
         start, end = places[0][0], sum(places[-1])
-        try:
-            data = file.read(start, end - start)
-        except EOFError:
-            data = b""  # then none of them can be decoded, and OpenSlide says which are there
         self._count(number, [row for row, _, _ in tiles], [column for _, column, _ in tiles])
-        decode = self.levels[number].decode
+        try:
+            buffer = file.read_behind(ROOM_BYTES, start, end - start)
+        except EOFError:  # OpenSlide says which are there
+            for tile in tiles:
+                self._through_openslide(number, *tile)
+            return
+        decode_within = self.levels[number].decoder.decode_within
         for (row, column, out), (offset, size) in zip(tiles, places, strict=True):
+            first = ROOM_BYTES + offset - start
             try:
-                decode([data[offset - start : offset - start + size]], out)
+                decode_within(buffer, first, first + size, out)
             except Exception:  # noqa: BLE001 - codecs raise what they like; OpenSlide has the last word on a damaged tile
                 self._through_openslide(number, row, column, out)
 
-    def _decode(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
+    def _decode(self, file: TileFile, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         """Decode a tile into `out`; OpenSlide makes those that are damaged, or made from others, or says what is wrong."""
         self._count(number, row, column)
         try:
@@ -236,13 +211,13 @@ class TiffReader:
         out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
         return out
 
-    def _decode_directly(self, file: _File, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
+    def _decode_directly(self, file: TileFile, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:
         level = self.levels[number]
         try:
             if level.foreign[row, column] or level.empty[row, column]:
                 raise ValueError("it has no data of its own")
             places = zip(level.offsets[row, column].tolist(), level.sizes[row, column].tolist(), strict=True)
-            level.decode([file.read(offset, size) for offset, size in places], out)
+            level.decoder.decode([file.read(offset, size) for offset, size in places], out)
         except Exception as error:  # codecs raise what they like
             raise UndecodableError(f"level {number}, row {row}, column {column} of tiles: {error}") from error
         return out

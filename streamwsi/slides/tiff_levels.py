@@ -45,7 +45,7 @@ class TiffLevel:
     """(rows, columns): tiles without data, which are background."""
     foreign: npt.NDArray[np.bool_]
     """(rows, columns): tiles that OpenSlide makes from another level."""
-    decode: TileDecoder
+    decoder: TileDecoder
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ def _level(page: Any) -> TiffLevel:
         sizes=sizes,
         empty=sizes[..., 0] == 0,
         foreign=np.zeros((down, across), bool),
-        decode=decoder_of(page),
+        decoder=decoder_of(page),
     )
 
 

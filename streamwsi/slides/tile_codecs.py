@@ -24,9 +24,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from streamwsi.chunks import UInt8Array
 
-TileDecoder = Callable[[Sequence[bytes], UInt8Array], None]
-"""``decode(parts, out)``: the parts of a tile (one, or one for each colour) into ``out``, which is C-contiguous. Raises
-whatever its codec raises for what it cannot decode."""
+_Decode = Callable[[Sequence[bytes], UInt8Array], None]
 
 _LOSSLESS = (
     tifffile.COMPRESSION.NONE,
@@ -49,6 +47,23 @@ _JPEG2000_START = b"\xff\x4f\xff\x51"
 
 class UnfitError(Exception):
     """Tiles that are not decoded here, and why; OpenSlide may read them."""
+
+
+ROOM_BYTES = 1 << 12
+"""What is left before a tile's bytes, so that other tables can stand there."""
+
+
+class TileDecoder:
+    """Tiles of one directory."""
+
+    def __init__(self, decode: _Decode) -> None:
+        self.decode: _Decode = decode
+        """``decode(parts, out)``: the parts of a tile (one, or one for each colour) into ``out``, which is C-contiguous. Raises
+        whatever its codec raises for what it cannot decode."""
+
+    def decode_within(self, buffer: bytearray, start: int, stop: int, out: UInt8Array) -> None:
+        """The same of a tile of one part, from `start` to `stop` of a buffer. What lies before `stop` may be overwritten."""
+        self.decode([bytes(memoryview(buffer)[start:stop])], out)
 
 
 class Directory(Protocol):
@@ -76,46 +91,59 @@ def decoder_of(directory: Directory) -> TileDecoder:
         raise UnfitError(f"its colours are {photometric.name}, of {samples} samples per pixel")
     whole = directory.planarconfig == tifffile.PLANARCONFIG.CONTIG
     if whole and directory.compression == tifffile.COMPRESSION.JPEG:
-        return _jpeg_decoder(photometric, directory.jpegtables)
+        return _JpegDecoder(photometric, directory.jpegtables)
     if whole and samples == 3 and directory.compression in (_JPEG2000_YCBCR, _JPEG2000_RGB):
-        return _decode_jpeg2000_ycbcr if directory.compression == _JPEG2000_YCBCR else _decode_jpeg2000
+        return TileDecoder(_decode_jpeg2000_ycbcr if directory.compression == _JPEG2000_YCBCR else _decode_jpeg2000)
     if directory.compression not in _LOSSLESS:
         raise UnfitError(f"its compression is {directory.compression!s}{'' if whole else ', each colour apart'}")
     if photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
         raise UnfitError(f"its colours are {photometric.name}, compressed as {directory.compression!s}")
-    return _tifffile_decoder(directory.decode, raw=directory.compression == tifffile.COMPRESSION.NONE)
+    return TileDecoder(_through_tifffile(directory.decode, raw=directory.compression == tifffile.COMPRESSION.NONE))
 
 
-def _jpeg_decoder(photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> TileDecoder:
+class _JpegDecoder(TileDecoder):
     """Tiles that are JPEG streams, whose tables may stand apart.
 
-    TIFF says what the colours are, whatever the stream itself says of them; libjpeg would believe the stream, or guess.
+    TIFF says what the colours are, whatever the stream itself says of them; libjpeg would believe the stream, or guess. So a
+    stream is given another head: what stands before its scan, with the tables, without what it says of colours.
     """
-    colours = {tifffile.PHOTOMETRIC.RGB: _RGB, tifffile.PHOTOMETRIC.YCBCR: _YCBCR, tifffile.PHOTOMETRIC.MINISBLACK: b""}
-    if photometric not in colours:
-        raise UnfitError(f"the colours of its JPEG tiles are {photometric.name}")
-    samples = 1 if photometric == tifffile.PHOTOMETRIC.MINISBLACK else 3
-    start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + colours[photometric]
 
-    def checked(data: bytes, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-        """What a stream begins with, up to the mark of its scan, and what takes the place of that."""
-        header = _jpeg_header(data)
-        if header.frame != (8, *shape[:2], samples):
-            raise ValueError(f"a tile is {header.frame} (bits, height, width, samples), expected (8, {shape[:2]}, {samples})")
-        scan = data[header.size : header.size + 2]
-        return data[: header.size] + scan, start + header.segments + scan
+    def __init__(self, photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> None:
+        super().__init__(self._decode)
+        colours = {tifffile.PHOTOMETRIC.RGB: _RGB, tifffile.PHOTOMETRIC.YCBCR: _YCBCR, tifffile.PHOTOMETRIC.MINISBLACK: b""}
+        if photometric not in colours:
+            raise UnfitError(f"the colours of its JPEG tiles are {photometric.name}")
+        self._samples = 1 if photometric == tifffile.PHOTOMETRIC.MINISBLACK else 3
+        self._start = _JPEG_START + (_jpeg_header(tables).segments if tables else b"") + colours[photometric]
+        self._known = b"", b""
+        """What the last stream began with, up to the mark of its scan, and what takes the place of that. Tiles of a level
+        mostly have one head; threads may replace it by each other's."""
 
-    known = [(b"", b"")]  # tiles of a level mostly have one header; threads may replace it by each other's
-
-    def decode(parts: Sequence[bytes], out: UInt8Array) -> None:
-        (data,) = parts
-        found, head = known[0]
-        if not found or not data.startswith(found):
-            found, head = known[0] = checked(data, out.shape)
-        stream = b"".join((head, memoryview(data)[len(found) :]))
+    def decode_within(self, buffer: bytearray, start: int, stop: int, out: UInt8Array) -> None:
+        """As :meth:`TileDecoder.decode_within`: the other head is written before the scan, which is not copied."""
+        found, head = self._known
+        if not found or not buffer.startswith(found, start, stop):
+            found, head = self._known = self._heads(bytes(memoryview(buffer)[start:stop]), out.shape)
+        scan = start + len(found)
+        if scan < len(head):  # no room
+            buffer, scan, stop = bytearray(len(head)) + buffer[scan:stop], len(head), len(head) + stop - scan
+        buffer[scan - len(head) : scan] = head
+        stream = memoryview(buffer)[scan - len(head) : stop]
         simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out, strict=True)
 
-    return decode
+    def _decode(self, parts: Sequence[bytes], out: UInt8Array) -> None:
+        (data,) = parts
+        self.decode_within(bytearray(ROOM_BYTES) + data, ROOM_BYTES, ROOM_BYTES + len(data), out)
+
+    def _heads(self, data: bytes, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+        """A stream's head and the other. Raises ValueError unless it is a tile of this shape."""
+        header = _jpeg_header(data)
+        if header.frame != (8, *shape[:2], self._samples):
+            raise ValueError(
+                f"a tile is {header.frame} (bits, height, width, samples), expected (8, {shape[:2]}, {self._samples})"
+            )
+        scan = data[header.size : header.size + 2]
+        return data[: header.size] + scan, self._start + header.segments + scan
 
 
 class _JpegHeader(NamedTuple):
@@ -156,7 +184,7 @@ def _says_colours(marker: int, content: bytes) -> bool:
     return marker == _JPEG_APP14 and content[:5] == b"Adobe" and content[11:12] in (b"\0", b"\1")
 
 
-def _tifffile_decoder(decode_segment: Callable[..., Any], raw: bool) -> TileDecoder:
+def _through_tifffile(decode_segment: Callable[..., Any], raw: bool) -> _Decode:
     """Tiles without loss: all samples together, or a part for each."""
 
     def decode(parts: Sequence[bytes], out: UInt8Array) -> None:

@@ -42,15 +42,15 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Spoil], None]:
         real = tiff_levels.decoder_of
 
         def decoder_of(directory) -> TileDecoder:
-            decode = real(directory)
+            decoder = real(directory)
             if directory.index != index:
-                return decode
+                return decoder
 
             def decode_and_spoil(parts: Sequence[bytes], out: UInt8Array) -> None:
-                decode(parts, out)
+                decoder.decode(parts, out)
                 spoil(parts, out)
 
-            return decode_and_spoil
+            return TileDecoder(decode_and_spoil)
 
         monkeypatch.setattr(tiff_levels, "decoder_of", decoder_of)
 

@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from streamwsi.errors import RegionError, SlideError
 from streamwsi.slides import SlideReader, open_slide
 from streamwsi.slides.openslide import OpenSlideReader
+from streamwsi.slides.reader import Part
 from streamwsi.slides.tiff import TiffReader
+from streamwsi.slides.tiff_levels import TiffLevel
+from streamwsi.slides.tile_codecs import ROOM_BYTES
 from tests.helpers import BUNDLED, RGB, WHITE, UInt8Array, noise_levels, write_tiff
 from tests.slides import tiff_files as files
 from tests.slides.reader_contract import MAUVE, ReaderContract, Region, cut
@@ -550,6 +553,55 @@ def test_parts_are_read_together_whatever_is_ones_own(data):
         reader.read_parts(0, parts, own)
         for (_, _, out), box in zip(parts, boxes, strict=True):
             np.testing.assert_array_equal(out, cut(image, box, MAUVE))
+
+
+def whole_tiles(level: TiffLevel) -> list[Part]:
+    """All tiles that do not reach beyond their level, as windows, in the order of their bytes."""
+    (width, height), (tile_w, tile_h) = level.extent, level.tile
+    places = [(x, y) for y in range(0, height - tile_h + 1, tile_h) for x in range(0, width - tile_w + 1, tile_w)]
+    return [(x, y, np.zeros((tile_h, tile_w, 3), np.uint8)) for x, y in places]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tile"),
+    [
+        *((kind, TILE) for kind in KINDS),
+        *((kind, (16, 16)) for kind in KINDS if "jpeg" in kind),  # such tiles have fewer bytes than their tables
+    ],
+    ids=str,
+)
+def test_windows_that_are_tiles_are_what_is_pasted_elsewhere(tmp_path, images, kind, tile):
+    path = write(tmp_path / "slide.tiff", pyramid(KINDS[kind], images[:1], tile))
+    with open_slide(path, "tiff") as reader:
+        level = reader.read_region(0, 0, 0, *reader.info.dimensions)
+        parts = whole_tiles(reader.levels[0])
+        reader.read_parts(0, parts)
+        for x, y, out in parts:
+            np.testing.assert_array_equal(out, level[y : y + tile[1], x : x + tile[0]])
+
+
+def test_tiles_of_different_tables_are_decoded_one_after_the_other(tmp_path, images):
+    fine, coarse = (Kind(files.jpeg(quality=quality), files.JPEG, files.YCBCR).page(images[0], TILE) for quality in (95, 20))
+    fine.tiles[1::3] = coarse.tiles[1::3]
+    with open_slide(write(tmp_path / "slide.tiff", [fine]), "tiff") as reader:
+        level = reader.read_region(0, 0, 0, *reader.info.dimensions)
+        parts = whole_tiles(reader.levels[0])
+        reader.read_parts(0, parts)
+        for x, y, out in parts:
+            np.testing.assert_array_equal(out, level[y : y + TILE[1], x : x + TILE[0]])
+
+
+@pytest.mark.parametrize("room", [0, 100, ROOM_BYTES])
+def test_a_stream_is_given_tables_whatever_room_is_before_it(tmp_path, images, room):
+    path = write(tmp_path / "slide.tiff", pyramid(KINDS["jpeg 4:2:0, tables apart"], images[:1], TILE))
+    with open_slide(path, "tiff") as reader:
+        (level,), expected = reader.levels, reader.read_region(0, 0, 0, *TILE)
+        offset, size = int(level.offsets[0, 0, 0]), int(level.sizes[0, 0, 0])
+        data = path.read_bytes()[offset : offset + size]
+        buffer, out = bytearray(room) + data + b"another's", np.zeros_like(expected)
+        level.decoder.decode_within(buffer, room, room + size, out)
+    np.testing.assert_array_equal(out, expected)
+    assert buffer.endswith(data[-100:] + b"another's")
 
 
 _images: list[UInt8Array] = []

@@ -14,6 +14,10 @@ ZOOM_STEPS = 4096
 a pixel does not depend on what is read with it. It is less than 0.013 % from what was asked for, which no scanner is as exact
 as."""
 
+MOST_ZOOM = 800
+"""A pixel of the virtual level is made of up to 5 times as many of the level to each side, which are resampled at once: more is
+not exact any more, and takes memory with its square."""
+
 
 class Resolution(msgspec.Struct, frozen=True):
     """A level and a zoom: the level's image, resampled in one step to a virtual level that is `zoom` times coarser."""

@@ -21,7 +21,7 @@ from streamwsi.dataset import Slide, SlideInfo
 from streamwsi.errors import CollectorError, ConfigError, SlideError
 from streamwsi.loading.level_at_mpp import LevelAtMpp
 from streamwsi.microns import GREATEST_MPP, LEAST_MPP, mpp_of_power, why_not_believed
-from streamwsi.resolution import Resolution
+from streamwsi.resolution import MOST_ZOOM, Resolution
 
 Level = int | Callable[[Slide], int]
 MissingMpp = float | Callable[[Slide], float] | Literal["error"]
@@ -185,6 +185,12 @@ def _at(info: SlideInfo, slide: Slide, own: float, wanted: float, unit: str, tol
             "up; ask for a coarser resolution, or give level= a number"
         )
     level = max(finer, key=lambda number: levels[number])
+    if wanted / levels[level] > MOST_ZOOM:
+        asked, has = (wanted, levels[level]) if unit != "×" else (1 / wanted, 1 / levels[level])
+        raise SlideError(
+            f"{slide.path} is not read at {asked:g} {unit}: that is more than {MOST_ZOOM} times as coarse as its level {level}, "
+            f"of {has:.4g} {unit}"
+        )
     return Resolution.of(level, wanted / levels[level])
 
 

@@ -145,6 +145,14 @@ def test_pixels_are_not_made_up() -> None:
         chosen(info(0.5, power=20.0), magnification=40)
 
 
+def test_a_slide_is_not_read_at_what_makes_a_dot_of_it() -> None:
+    assert chosen(info(0.5, 1.0, 4.0), mpp=1600).zoom == 800
+    with pytest.raises(SlideError, match=r"at 1601 µm/px: that is more than 800 times as coarse as its level 1, of 2 µm/px"):
+        chosen(info(0.5, 1.0, 4.0), mpp=1601)
+    with pytest.raises(SlideError, match=r"at 0\.02 ×: that is more than 800 times as coarse as its level 0, of 20 ×"):
+        chosen(info(0.5, power=20.0), magnification=0.02)
+
+
 def test_levels_are_as_before() -> None:
     own = info(0.25, 1.0, 4.0)
     assert chosen(own, level=1) == chosen(own, level=lambda slide: slide.level_count - 1) == Resolution(1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamwsi.errors import RegionError, SlideError
-from streamwsi.resolution import Resolution
+from streamwsi.resolution import MOST_ZOOM, Resolution
 from streamwsi.slides import resampled
 from streamwsi.slides.reader import Part, Rectangle, SlideReader, open_slide
 from streamwsi.slides.resampled import read_region_resampled, read_resampled
@@ -105,7 +105,7 @@ def by_formula(image: UInt8Array, zoom: float, x: float, y: float, width: int, h
 # pixels
 
 
-@pytest.mark.parametrize("zoom", [1.07, 2.0, 2.004, 3.7, 17.3])
+@pytest.mark.parametrize("zoom", [1.07, 2.0, 2.004, 3.7, 17.3, MOST_ZOOM])
 @pytest.mark.parametrize("level", [0, 2])
 def test_regions_are_cut_from_the_level_resampled_whole(noise: SlideReader, level: int, zoom: float) -> None:
     resolution = Resolution.of(level, zoom)
@@ -174,7 +174,7 @@ def test_flat_colours_stay_as_they_are_up_to_the_edges(tmp_path: Path) -> None:
     flat = np.empty((301, 403, 3), np.uint8)
     flat[...] = (10, 250, 128)
     with open_slide(write_tiff(tmp_path / "flat.tiff", [flat]), background=MAUVE) as reader:
-        for zoom in (1.3, 2.0, 7.7, 50.0, 500.0):
+        for zoom in (1.3, 2.0, 7.7, 50.0, 500.0, MOST_ZOOM):
             resolution = Resolution.of(0, zoom)
             width, height = resolution.extent(reader.info)
             pixels = read_region_resampled(reader, resolution, -2, -2, width + 4, height + 4)

@@ -188,8 +188,8 @@ def _at(info: SlideInfo, slide: Slide, own: float, wanted: float, unit: str, tol
     if wanted / levels[level] > MOST_ZOOM:
         asked, has = (wanted, levels[level]) if unit != "×" else (1 / wanted, 1 / levels[level])
         raise SlideError(
-            f"{slide.path} is not read at {asked:g} {unit}: that is more than {MOST_ZOOM} times as coarse as its level {level}, "
-            f"of {has:.4g} {unit}"
+            f"{slide.path} is not read at {asked:g} {unit}: that is more than {MOST_ZOOM} times as coarse as its level {level}"
+            f", of {has:.4g} {unit}"
         )
     return Resolution.of(level, wanted / levels[level])
 

@@ -42,9 +42,10 @@ class OutputFolder:
     """A run's folder, locked for as long as the run lives."""
 
     def __init__(self, layout: Layout, run: RunFile, overwrite: bool = False) -> None:
-        """Check, make and lock the folder, and write what was asked; `overwrite` removes what an earlier run has left.
+        """Make and lock the folder, and check that the run can have it; with `overwrite`, what an earlier run left is to go.
 
-        Raises OutputError when it cannot be written, when another run uses it, or when it holds the results of another run.
+        Nothing changes in it before :meth:`begin`. Raises OutputError when it cannot be written, when another run uses it, or
+        when it holds the results of another run.
         """
         self.layout = layout
         self.warnings: list[str] = []
@@ -59,14 +60,17 @@ class OutputFolder:
                 self._made = [*_make_folder(layout.journal_dir, "folder of the journals"), *self._made]
             with disk_errors(folder / ".lock"):
                 self.lock = FolderLock(folder / ".lock")
-            if overwrite:
-                _clear(layout)
             before = RunFile.read(layout)
             self._begins = before is None
-            if before is None:
+            self._goes = _Remains(layout, before) if overwrite and before is not None else None
+            """What is removed when the run begins."""
+            if before is None or self._goes is not None:
                 run = msgspec.structs.replace(run, run_id=secrets.token_hex(8))
-                self._refuse_strange_files(_final_files(layout, run, run.patients))
-                if any(layout.journal_dir.glob("*.sqlite")):
+                goes = [] if self._goes is None else self._goes.finals
+                self._refuse_strange_files(file for file in _final_files(layout, run, run.patients) if file not in goes)
+                if any(layout.journal_dir.glob("*.sqlite")) and (
+                    self._goes is None or self._goes.journal_dir != layout.journal_dir
+                ):
                     raise OutputError(
                         f"{layout.journal_dir} holds journals, but no {layout.run_file.name} says whose: choose another "
                         "folder, or remove them"
@@ -77,17 +81,30 @@ class OutputFolder:
             if layout.journals_lie_elsewhere:  # other runs may have theirs beside them
                 self.layout = layout = replace(layout, journal_dir=layout.journal_dir / run.run_id)
                 run = msgspec.structs.replace(run, journals=str(layout.journal_dir))
-            if before is not None:
+            if before is not None and self._goes is None:
                 self._refuse_other_journals(before)
             self.run = run
-            self.run.write(layout)
-            _remove_journals_of_published(layout)
-            remove_half_written(layout.folder)
         except BaseException as error:
             self.abandon()
             if isinstance(error, DiskError):
                 raise OutputError(str(error)) from error
             raise
+
+    def begin(self) -> None:
+        """Remove what is to be overwritten, and what a run that was killed has left half done; and write what was asked.
+
+        Raises OutputError when something cannot be removed or written.
+        """
+        try:
+            if self._goes is not None:
+                self._goes.remove()
+            self.run.write(self.layout)
+            _remove_journals_of_published(self.layout)
+            remove_half_written(self.layout.folder)
+        except DiskError as error:
+            raise OutputError(str(error)) from error
+        except OSError as error:
+            raise OutputError(f"what lies in {self.layout.folder} cannot be removed: {error}") from error
 
     @property
     def values(self) -> ValueSpec | None:
@@ -213,32 +230,36 @@ def _journals_of(layout: Layout, run: RunFile) -> Path:
     return Path(run.journals) if run.journals else Layout.of(OutputOptions(folder=str(layout.folder), format="csv")).journal_dir
 
 
-def _clear(layout: Layout) -> None:
-    """Remove what a run has left in a folder, so that another can begin: its files, journals and records, nothing else.
+class _Remains:
+    """What a run has left in a folder, to be removed so that another can begin: its files, journals, records, nothing else.
 
-    ``run.json`` goes last: whatever ends this, the folder is still known to be that run's.
+    Raises OutputError where a patient's folder would go with files in it that no run has made.
     """
-    run = RunFile.read(layout)
-    if run is None:
-        return
-    of_run = replace(layout, suffix=SUFFIXES[run.defining.format])
-    finals = [final for partial in (False, True) for final in _final_files(of_run, run, run.patients, partial)]
-    for folder in filter(Path.is_dir, finals):
-        _refuse_others_files(folder)
-    for final in finals:
-        remove_output(final)
-    for record in [*layout.published_dir.glob("*.json"), *layout.published_dir.glob("*.partial")]:
-        record.unlink()
-    for half_written in layout.folder.glob(".*.part"):
-        remove_output(half_written)
-    journals = _journals_of(layout, run)
-    for journal in journals.glob("*.sqlite*"):
-        journal.unlink()
-    if run.journals:
-        with contextlib.suppress(OSError):  # somebody has put something into it
-            journals.rmdir()
-    layout.report_file.unlink(missing_ok=True)
-    layout.run_file.unlink()
+
+    def __init__(self, layout: Layout, run: RunFile) -> None:
+        of_run = replace(layout, suffix=SUFFIXES[run.defining.format])
+        self.finals = [final for partial in (False, True) for final in _final_files(of_run, run, run.patients, partial)]
+        for folder in filter(Path.is_dir, self.finals):
+            _refuse_others_files(folder)
+        self.journal_dir = _journals_of(layout, run)
+        self._layout, self._run = layout, run
+
+    def remove(self) -> None:
+        """Remove them. ``run.json`` goes last: whatever ends this, the folder is still known to be that run's."""
+        layout = self._layout
+        for final in self.finals:
+            remove_output(final)
+        for record in [*layout.published_dir.glob("*.json"), *layout.published_dir.glob("*.partial")]:
+            record.unlink()
+        for half_written in layout.folder.glob(".*.part"):
+            remove_output(half_written)
+        for journal in self.journal_dir.glob("*.sqlite*"):
+            journal.unlink()
+        if self._run.journals:
+            with contextlib.suppress(OSError):  # somebody has put something into it
+                self.journal_dir.rmdir()
+        layout.report_file.unlink(missing_ok=True)
+        layout.run_file.unlink()
 
 
 def _refuse_others_files(folder: Path) -> None:

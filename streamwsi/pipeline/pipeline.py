@@ -239,6 +239,8 @@ class Pipeline:
         try:
             for part in self._parts:
                 folders.append(stack.enter_context(self._folder(part)))
+            for folder in folders:  # none is touched before all can be had
+                folder.begin()
         except BaseException:
             for folder in reversed(folders):
                 folder.abandon()

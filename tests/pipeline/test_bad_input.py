@@ -155,6 +155,7 @@ def test_of_two_runs_that_begin_together_the_one_that_is_refused_leaves_the_othe
     def late(path: Path, **options: Any) -> FolderLock:
         monkeypatch.setattr(folder_module, "FolderLock", FolderLock)  # the second has made the folder, and the first is faster
         first.append(OutputFolder(layout, run_of(256)))
+        first[0].begin()
         if first_ends:
             first[0].close()
         return FolderLock(path, **options)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import streamwsi as sw
+from streamwsi.pipeline.lock import FolderLock
 from tests.helpers import BAD_TILE, slide_file
 from tests.pipeline.conftest import workers_of
 from tests.pipeline.test_failures import until_line, wait_for
@@ -208,6 +210,25 @@ def test_where_the_folder_of_one_is_refused_nothing_is_left_of_the_others(
     with pytest.raises(sw.OutputError, match="its collector is"):
         several(three_patients, tmp_path / "out", BOTH)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["corners"]
+
+
+@pytest.mark.parametrize("why", ["in use", "not made by"])
+def test_where_the_folder_of_one_is_refused_the_results_of_another_are_not_overwritten(
+    three_patients: sw.Dataset, alone: Path, tmp_path: Path, why: str
+) -> None:
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    with ExitStack() as stack:
+        if why == "in use":
+            stack.enter_context(closing(FolderLock(tmp_path / "corners" / ".lock")))
+        else:  # a file of that name is nobody's: no run is known that has made it
+            for name in ("run.json", "report.json"):
+                (tmp_path / "corners" / name).unlink()
+        with pytest.raises(
+            sw.OutputError, match="in use by another run" if why == "in use" else "no run of streamwsi is known"
+        ):
+            several(three_patients, tmp_path, BOTH, overwrite=True)
+    assert_same(tmp_path, alone)
+    assert (tmp_path / "mean" / "run.json").read_bytes() == (alone / "mean" / "run.json").read_bytes()
 
 
 def test_the_command_line_has_several_and_the_job_it_leaves_goes_on_with_them(

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,33 @@ def from_geojson(text: bytes) -> tuple[list[Region], list[str]]:
             raise AnnotationError(f"feature {number}: properties and geometry must be objects")
         label, name = _label(properties, number), _text(properties.get("name"), "name", number)
         called = name or label or f"feature {number}"
-        kind = geometry.get("type")
-        if kind not in _AREAS:
-            others.append(f"{called!r}, a {kind or 'thing without geometry'}")
-            continue
-        try:
-            parts = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
-            polygons = [shapely.Polygon(rings[0], rings[1:]) for rings in parts]
-            shape = polygons[0] if kind == "Polygon" else shapely.MultiPolygon(polygons)
-        except (KeyError, IndexError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
-            raise AnnotationError(f"region {called!r} is no {kind}: {error!r}") from error
-        regions.append(Region(shape, label, name))
+        polygons: list[Any] | None = None
+        for one in _simple(geometry):
+            kind = one.get("type")
+            if kind not in _AREAS:
+                others.append(f"{called!r}, a {kind or 'thing without geometry'}")
+                continue
+            try:
+                parts = [one["coordinates"]] if kind == "Polygon" else one["coordinates"]
+                polygons = [*(polygons or ()), *(shapely.Polygon(rings[0], rings[1:]) for rings in parts)]
+            except (KeyError, IndexError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+                raise AnnotationError(f"region {called!r} is no {kind}: {error!r}") from error
+        if polygons is not None:
+            shape = polygons[0] if geometry.get("type") == "Polygon" else shapely.MultiPolygon(polygons)
+            regions.append(Region(shape, label, name))
     return regions, others
+
+
+def _simple(geometry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The geometries that a collection consists of, those of collections in it included; another geometry as it is."""
+    left = [geometry]
+    while left:
+        one = left.pop()
+        members = one.get("geometries")
+        if one.get("type") == "GeometryCollection" and isinstance(members, list) and members:
+            left += [member if isinstance(member, dict) else {} for member in reversed(members)]
+        else:
+            yield one
 
 
 def write_geojson(regions: Iterable[Region], path: str | os.PathLike[str]) -> Path:

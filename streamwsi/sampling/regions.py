@@ -6,6 +6,7 @@ files and slides only when a slide is there.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,6 +27,8 @@ from streamwsi.regions.region import nested_as_holes as cut_nested
 from streamwsi.regions.tissue import METHODS, UNITS, Method, TissueMask, Unit
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides.reader import SlideReader
+
+_log = logging.getLogger(__name__)
 
 RegionSource: TypeAlias = (
     "Mask | Sequence[Region] | str | os.PathLike[str] | Mapping[Any, Any] | Callable[[Slide], Any] | Tissue | Annotated"
@@ -89,7 +92,7 @@ class Annotated:
         - a function that is given the opened :class:`streamwsi.Slide` and returns any of these;
         - :class:`Tissue`.
     buffer
-        By how much regions are grown, or shrunk where it is below 0.
+        By how much regions are grown, or shrunk where it is below 0; one of which nothing is left is left out, with a warning.
     unit
         Of `buffer`: ``um``, or ``px`` for level-0 pixels.
     inverse
@@ -222,8 +225,23 @@ def _changed(how: Annotated, drawn: Drawn, scene: Scene) -> Drawn:
         mpp = None
         if how.unit == "um":
             mpp = checked_mpp(scene.info, str(scene.slide.path), "give unit='px', and buffer= in level-0 pixels")
-        drawn = [region.buffered(how.buffer, mpp=mpp) for region in drawn]
+        drawn = _buffered(drawn, how.buffer, mpp)
     return _rest(drawn, scene) if how.inverse else drawn
+
+
+def _buffered(drawn: Sequence[Region], distance: float, mpp: tuple[float, float] | None) -> Sequence[Region]:
+    """What is left of regions. Raises AnnotationError where that is nothing at all."""
+    left, gone = [], []
+    for region in drawn:
+        try:
+            left.append(region.buffered(distance, mpp=mpp))
+        except AnnotationError as error:
+            gone.append(error)
+    if gone and not left:
+        raise gone[0]
+    for why in gone:
+        _log.warning("%s: the others are used", why)
+    return left
 
 
 def _rest(drawn: Sequence[Region], scene: Scene) -> Sequence[Region]:

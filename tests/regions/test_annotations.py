@@ -157,6 +157,21 @@ def test_sedeen(tmp_path: Path):
         sw.read_annotations(write(tmp_path / "s.xml", sedeen(graphic([(0, 0), (100, 50)], "ellipse"))))
 
 
+def test_a_collection_is_one_region_of_all_its_areas(tmp_path: Path):
+    inner = {"type": "GeometryCollection", "geometries": [polygon(SQUARE, HOLE), {"type": "Point", "coordinates": [1, 1]}]}
+    far = [[x + 1000, y] for x, y in SQUARE]
+    collection = {"type": "GeometryCollection", "geometries": [inner, {"type": "MultiPolygon", "coordinates": [[far]]}]}
+    path = write(tmp_path / "a.geojson", [feature(collection, name="both"), feature(polygon(SQUARE))])
+    with pytest.raises(AnnotationError, match="holds what is no area: 'both', a Point; areas_only=True"):
+        sw.read_annotations(path)
+    both, square = sw.read_annotations(path, areas_only=True)
+    assert both.name == "both" and both.polygon.geom_type == "MultiPolygon"
+    assert both.polygon.area == 2 * square.polygon.area - shapely.Polygon(HOLE).area
+    empty = write(tmp_path / "b.geojson", [feature({"type": "GeometryCollection", "geometries": []}, name="none")])
+    with pytest.raises(AnnotationError, match="holds what is no area: 'none', a GeometryCollection"):
+        sw.read_annotations(empty)
+
+
 def test_corners_stand_in_their_order_not_in_that_of_the_file(tmp_path: Path):
     text = drawn([(0, 0), (10, 0), (10, 10), (0, 10)])
     parts = text.replace("<Coordinates>", "|").replace("</Coordinates>", "|").split("|")

@@ -110,6 +110,16 @@ def test_the_same_region_may_be_given_in_many_ways(tmp_path: Path):
     assert starts(folder, scene(100, 100, (10, 10), slide="t")) == expected
 
 
+def test_a_region_of_which_a_negative_buffer_leaves_nothing_is_left_out(caplog: pytest.LogCaptureFixture):
+    speck = sw.Region(shapely.box(2, 2, 5, 5), "speck")
+    core = sw.Region(shapely.box(20, 20, 80, 80), "core")
+    where = scene(100, 100, (10, 10))
+    assert starts(sw.Annotated([speck, core], buffer=-5, unit="px"), where) == starts(
+        [sw.Region(shapely.box(25, 25, 75, 75))], where
+    )
+    assert "nothing is left of a region (speck)" in caplog.text and "the others are used" in caplog.text
+
+
 def test_what_is_drawn_can_be_grown_cut_out_and_turned_round():
     where = scene(100, 100, (10, 10), mpp=(0.5, 0.5))
     core = sw.Region(shapely.box(40, 40, 60, 60), "core")

@@ -114,7 +114,7 @@ def _split_spec(text: str) -> tuple[str | None, str]:
 
 def _value(field: str, text: str) -> Any:
     if field == "devices":
-        return [name.strip() for name in text.split(",") if name.strip()]
+        return [name.strip() for name in text.split(",") if name.strip()] or [""]  # which is refused
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 

@@ -372,6 +372,8 @@ class _Part:
             )
         names = (devices,) if isinstance(devices, str) else tuple(devices or ())
         number = max(1, len(names)) if collectors is None else count(collectors, "collectors")
+        if not all(isinstance(each, str) and each.strip() for each in names):
+            raise ConfigError(f"devices must be names as torch has them, 'cuda:0', got {devices!r}")
         if len(names) > number:
             raise ConfigError(f"devices {names} are more than the {number} collectors they are dealt to")
         return cls(

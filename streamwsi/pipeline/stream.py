@@ -159,7 +159,7 @@ def stream(
             batch_size=count(batch_size, "batch_size"),
             shuffle=None if shuffle is None else _seed(shuffle),
             pool_chunks=count(pool_chunks, "pool_chunks"),
-            new_draw=bool(new_draw),
+            new_draw=bool(one_of(new_draw, (False, True), "new_draw")),
             shard=_shard(shard),
             skip_bad_slides=one_of(on_bad_slide, ("raise", "skip"), "on_bad_slide") == "skip",
             loaders=sizes.loaders,
@@ -575,6 +575,6 @@ def _shard(value: Any) -> tuple[int, int]:
     if value is None:
         return 0, 1
     pair = tuple(value) if isinstance(value, (list, tuple)) else ()
-    if len(pair) != 2 or not all(isinstance(number, int) for number in pair) or not 0 <= pair[0] < pair[1]:
+    if len(pair) != 2 or not all(type(number) is int for number in pair) or not 0 <= pair[0] < pair[1]:
         raise ConfigError(f"shard must be (rank, world) with 0 <= rank < world, got {value!r}")
     return pair[0], pair[1]

@@ -34,10 +34,11 @@ def read_points(
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             columns = set(rows.fieldnames or ())
-            if not {"x", "y"} <= columns or columns - _COLUMNS or ("patient" in columns and "slide" not in columns):
+            twice = len(columns) < len(rows.fieldnames or ())
+            if twice or not {"x", "y"} <= columns or columns - _COLUMNS or ("patient" in columns and "slide" not in columns):
                 raise ConfigError(
-                    f"{path} must have the columns x and y, and may have slide, patient (with slide) and label; it has "
-                    f"{', '.join(rows.fieldnames or ()) or 'none'}"
+                    f"{path} must have the columns x and y, each once, and may have slide, patient (with slide) and label; it "
+                    f"has {', '.join(rows.fieldnames or ()) or 'none'}"
                 )
             points: dict[object, list[tuple[float, float]]] = {}
             labels: dict[object, list[str | None]] = {}

@@ -564,6 +564,8 @@ def test_a_stream_can_be_pickled(noisy: sw.Dataset) -> None:
         ({"shuffle": True}, "shuffle must be None or a seed"),
         ({"shuffle": -1}, "shuffle must be None or a seed"),
         ({"shard": (2, 2)}, r"shard must be \(rank, world\)"),
+        ({"shard": (True, 2)}, r"shard must be \(rank, world\)"),
+        ({"new_draw": "no"}, "new_draw must be one of False, True, got 'no'"),
         ({"shard": 2}, r"shard must be \(rank, world\)"),
         ({"on_bad_slide": "ignore"}, "on_bad_slide must be one of"),
         ({"transport": "pigeon"}, "transport must be one of"),

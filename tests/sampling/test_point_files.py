@@ -33,6 +33,7 @@ def test_points_of_several_slides_come_by_slide(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("x;y\n1;2\n", "must have the columns x and y"),
+        ("x,x,y\n1,2,3\n", "must have the columns x and y, each once"),
         ("x,y,colour\n1,2,red\n", "must have the columns x and y"),
         ("patient,x,y\np,1,2\n", "patient .with slide."),
         ("x,y\n", "holds no point"),

@@ -53,17 +53,29 @@ ROOM_BYTES = 1 << 12
 """What is left before a tile's bytes, so that other tables can stand there."""
 
 
-class TileDecoder:
-    """Tiles of one directory."""
+class TileDecoder(Protocol):
+    """Tiles of one directory. Raises whatever its codec raises for what it cannot decode."""
 
-    def __init__(self, decode: _Decode) -> None:
-        self.decode: _Decode = decode
-        """``decode(parts, out)``: the parts of a tile (one, or one for each colour) into ``out``, which is C-contiguous. Raises
-        whatever its codec raises for what it cannot decode."""
+    def decode(self, parts: Sequence[bytes], out: UInt8Array) -> None:
+        """The parts of a tile (one, or one for each colour) into `out`, which is C-contiguous."""
 
     def decode_within(self, buffer: bytearray, start: int, stop: int, out: UInt8Array) -> None:
         """The same of a tile of one part, from `start` to `stop` of a buffer. What lies before `stop` may be overwritten."""
-        self.decode([bytes(memoryview(buffer)[start:stop])], out)
+
+
+class CopyingDecoder:
+    """A codec that is given the bytes of a tile, and nothing around them."""
+
+    def __init__(self, decode: _Decode) -> None:
+        self._decode = decode
+
+    def decode(self, parts: Sequence[bytes], out: UInt8Array) -> None:
+        """See :meth:`TileDecoder.decode`."""
+        self._decode(parts, out)
+
+    def decode_within(self, buffer: bytearray, start: int, stop: int, out: UInt8Array) -> None:
+        """See :meth:`TileDecoder.decode_within`."""
+        self._decode([bytes(memoryview(buffer)[start:stop])], out)
 
 
 class Directory(Protocol):
@@ -93,15 +105,15 @@ def decoder_of(directory: Directory) -> TileDecoder:
     if whole and directory.compression == tifffile.COMPRESSION.JPEG:
         return _JpegDecoder(photometric, directory.jpegtables)
     if whole and samples == 3 and directory.compression in (_JPEG2000_YCBCR, _JPEG2000_RGB):
-        return TileDecoder(_decode_jpeg2000_ycbcr if directory.compression == _JPEG2000_YCBCR else _decode_jpeg2000)
+        return CopyingDecoder(_decode_jpeg2000_ycbcr if directory.compression == _JPEG2000_YCBCR else _decode_jpeg2000)
     if directory.compression not in _LOSSLESS:
         raise UnfitError(f"its compression is {directory.compression!s}{'' if whole else ', each colour apart'}")
     if photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
         raise UnfitError(f"its colours are {photometric.name}, compressed as {directory.compression!s}")
-    return TileDecoder(_through_tifffile(directory.decode, raw=directory.compression == tifffile.COMPRESSION.NONE))
+    return CopyingDecoder(_through_tifffile(directory.decode, raw=directory.compression == tifffile.COMPRESSION.NONE))
 
 
-class _JpegDecoder(TileDecoder):
+class _JpegDecoder:
     """Tiles that are JPEG streams, whose tables may stand apart.
 
     TIFF says what the colours are, whatever the stream itself says of them; libjpeg would believe the stream, or guess. So a
@@ -109,7 +121,6 @@ class _JpegDecoder(TileDecoder):
     """
 
     def __init__(self, photometric: tifffile.PHOTOMETRIC, tables: bytes | None) -> None:
-        super().__init__(self._decode)
         colours = {tifffile.PHOTOMETRIC.RGB: _RGB, tifffile.PHOTOMETRIC.YCBCR: _YCBCR, tifffile.PHOTOMETRIC.MINISBLACK: b""}
         if photometric not in colours:
             raise UnfitError(f"the colours of its JPEG tiles are {photometric.name}")
@@ -120,7 +131,7 @@ class _JpegDecoder(TileDecoder):
         mostly have one head; threads may replace it by each other's."""
 
     def decode_within(self, buffer: bytearray, start: int, stop: int, out: UInt8Array) -> None:
-        """As :meth:`TileDecoder.decode_within`: the other head is written before the scan, which is not copied."""
+        """See :meth:`TileDecoder.decode_within`. The other head is written before the scan, which is not copied."""
         found, head = self._known
         if not found or not buffer.startswith(found, start, stop):
             found, head = self._known = self._heads(bytes(memoryview(buffer)[start:stop]), out.shape)
@@ -131,7 +142,8 @@ class _JpegDecoder(TileDecoder):
         stream = memoryview(buffer)[scan - len(head) : stop]
         simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out, strict=True)
 
-    def _decode(self, parts: Sequence[bytes], out: UInt8Array) -> None:
+    def decode(self, parts: Sequence[bytes], out: UInt8Array) -> None:
+        """See :meth:`TileDecoder.decode`."""
         (data,) = parts
         self.decode_within(bytearray(ROOM_BYTES) + data, ROOM_BYTES, ROOM_BYTES + len(data), out)
 

@@ -148,7 +148,7 @@ def test_a_decoder_that_gives_other_pixels_is_found(monkeypatch):
     def decode_wrongly(parts: Any, out: Any) -> None:
         out[...] = 0
 
-    monkeypatch.setattr(tile_codecs, "decoder_of", lambda page: tile_codecs.TileDecoder(decode_wrongly))
+    monkeypatch.setattr(tile_codecs, "decoder_of", lambda page: tile_codecs.CopyingDecoder(decode_wrongly))
     findings = found(check for check in software.software_checks() if check.name.startswith("decoding"))
     assert {finding.state for finding in findings.values()} == {"wrong"}
     assert re.search(r"mean difference \d+\.\d grey levels, at most 2 expected", findings["decoding JPEG"].said)

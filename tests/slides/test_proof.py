@@ -14,7 +14,7 @@ from streamwsi.slides import open_slide, tiff_levels
 from streamwsi.slides.openslide import OpenSlideReader
 from streamwsi.slides.proof import DifferingError, prove
 from streamwsi.slides.tiff import TiffReader
-from streamwsi.slides.tile_codecs import TileDecoder
+from streamwsi.slides.tile_codecs import CopyingDecoder, TileDecoder
 from tests.helpers import UInt8Array, level_image, slide_file
 from tests.slides.tiff_files import GREY, KINDS, Page, pyramid, tissue, write
 
@@ -50,7 +50,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Spoil], None]:
                 decoder.decode(parts, out)
                 spoil(parts, out)
 
-            return TileDecoder(decode_and_spoil)
+            return CopyingDecoder(decode_and_spoil)
 
         monkeypatch.setattr(tiff_levels, "decoder_of", decoder_of)
 

@@ -5,6 +5,7 @@ In: big chunks.  Out: their pieces, sent straight to the patient's writer; and a
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -70,6 +71,10 @@ class CollectingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What changes batches before the collector has them: encoded, as :class:`streamwsi.collecting.spec.Shipped`."""
 
 
+_LISTEN_EVERY_S = 0.02
+"""How often a collector hears what the driver has to say, between two batches of a chunk. Small batches take a millisecond."""
+
+
 def run_collector(seat: Seat, options: CollectingOptions, collector: StreamCollector, slots: SharedSlots | None = None) -> None:
     """Process chunks until the driver says stop."""
     worker = _Collector(seat, options, collector, slots)
@@ -112,6 +117,7 @@ class _Collector:
         """Those of them that it has let go of."""
         self._orders: deque[Any] = deque()
         """The driver's, heard while a chunk is processed; what they ask for waits until it is done."""
+        self._listened = time.monotonic()
         self._stopped = False
         self._gone: set[str] = set()
         """Where writers were; what is still to be done for them is done again for others."""
@@ -146,7 +152,8 @@ class _Collector:
                 coming = result
             del step, result  # they hold pixels
             if not idle:
-                self._listen()  # not only between chunks: a chunk may take long
+                if time.monotonic() - self._listened > _LISTEN_EVERY_S:  # not only between chunks: a chunk may take long
+                    self._listen()
             elif not self._stopped:  # which take may just have heard: then nothing else would come
                 with self._seat.clock.spending("wait_input"):
                     self._poll.wait()
@@ -164,6 +171,7 @@ class _Collector:
 
     def _listen(self) -> None:
         """Take the driver's orders. What matters within a chunk is obeyed at once: who is gone, and its word to stop."""
+        self._listened = time.monotonic()
         for order in self._seat.control.receive():
             if isinstance(order, Stop):
                 self._stopped = True

@@ -219,6 +219,7 @@ def test_a_collector_stops_that_is_told_so_in_the_middle_of_a_chunk(monkeypatch:
             done.append("teardown")
 
     monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    monkeypatch.setattr(collecting_main, "_LISTEN_EVERY_S", -1.0)
     with serving(Slow(), seats) as server:
         assert begun.wait(30)
         server.send("collector-0", Stop())
@@ -240,9 +241,11 @@ def test_a_collector_gives_signs_of_life_within_a_chunk(monkeypatch: pytest.Monk
         def process(self, batch: Batch) -> Any:
             if next(numbers) == 1:
                 assert heard.wait(30)
+                Poll(seats[0].control).wait(30)  # the word to stop comes
             return np.zeros(len(batch))
 
     monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    monkeypatch.setattr(collecting_main, "_LISTEN_EVERY_S", -1.0)
     monkeypatch.setattr(seat_module, "_SIGN_EVERY_S", -1.0)
     with serving(Slow(), seats) as server:
         Poll(server).wait(30)
@@ -263,6 +266,7 @@ def test_what_a_writer_that_is_gone_was_to_have_is_not_sent(monkeypatch: pytest.
             return np.zeros(len(batch))
 
     monkeypatch.setattr(collecting_main, "Ahead", with_a_chunk)
+    monkeypatch.setattr(collecting_main, "_LISTEN_EVERY_S", -1.0)
     with serving(Slow(), seats) as server:
         assert begun.wait(30)
         server.send("collector-0", EndpointGone("writer"))  # as the chunk's is called; sent to, it would be an error

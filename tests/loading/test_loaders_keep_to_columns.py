@@ -15,6 +15,7 @@ from streamwsi.pipeline.decisions import Limits, Open, PatientJob, Read, Resolve
 from streamwsi.pipeline.scheduler import Scheduler
 from streamwsi.slides import open_slide
 from streamwsi.slides.tiff import TiffReader
+from streamwsi.slides.tile_codecs import CopyingDecoder
 from tests.loading.test_read_parity import resolve
 from tests.loading.test_tiles_are_decoded_once import MOST, blank_slide, decode_nothing
 
@@ -27,7 +28,9 @@ def decodes_per_tile(path: Path, n_loaders: int, stride: int, seed: int = 0) -> 
         readers = {f"loader-{number}": stack.enter_context(open_slide(path, "tiff")) for number in range(n_loaders)}
         for reader in readers.values():
             assert isinstance(reader, TiffReader)
-            reader.levels = [replace(level, decode=decode_nothing) for level in reader.levels]  # only counted here
+            reader.levels = [
+                replace(level, decoder=CopyingDecoder(decode_nothing)) for level in reader.levels
+            ]  # only counted here
         resolved = resolve(next(iter(readers.values())), path, kernel=256, stride=stride)
         orders: dict[str, list[Read]] = {name: [] for name in readers}
         for role in ("collector", "writer", "publisher", *readers):

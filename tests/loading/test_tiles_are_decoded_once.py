@@ -18,6 +18,7 @@ from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides import open_slide
 from streamwsi.slides.tiff import TiffReader
+from streamwsi.slides.tile_codecs import CopyingDecoder
 from streamwsi.slides.tile_cache import TileCache
 from tests.loading.test_read_parity import resolve
 from tests.slides.tiff_files import DEFLATE, KINDS, Page, write
@@ -41,7 +42,7 @@ def decode_nothing(_: Sequence[bytes], __: UInt8Array) -> None:
 def decodes_per_tile(path: Path, kernel: int, stride: int) -> float:
     with open_slide(path, "tiff") as reader:
         assert isinstance(reader, TiffReader)
-        reader.levels = [replace(level, decode=decode_nothing) for level in reader.levels]  # only counted here
+        reader.levels = [replace(level, decoder=CopyingDecoder(decode_nothing)) for level in reader.levels]  # only counted here
         resolved = resolve(reader, path, kernel=kernel, stride=stride)
         with ThreadPoolExecutor(2) as threads:
             for _ in threads.map(partial(read_size, reader, resolved), range(len(resolved.chunks()))):
@@ -67,7 +68,7 @@ def test_tiles_are_decoded_where_libjpeg_turbo_does_not_pass_the_caches_by(tmp_p
         begins.add(out.__array_interface__["data"][0] % CACHE_LINE)
 
     with open_slide(blank_slide(tmp_path / "slide.tiff", (5000, 4000), 256), "tiff") as reader:
-        reader.levels = [replace(level, decode=decode) for level in reader.levels]
+        reader.levels = [replace(level, decoder=CopyingDecoder(decode)) for level in reader.levels]
         resolved = resolve(reader, tmp_path / "slide.tiff", kernel=kernel, stride=stride)
         for number in range(len(resolved.chunks())):
             read_chunk(reader, resolved, number)

@@ -18,8 +18,8 @@ from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from streamwsi.slides import open_slide
 from streamwsi.slides.tiff import TiffReader
-from streamwsi.slides.tile_codecs import CopyingDecoder
 from streamwsi.slides.tile_cache import TileCache
+from streamwsi.slides.tile_codecs import CopyingDecoder
 from tests.loading.test_read_parity import resolve
 from tests.slides.tiff_files import DEFLATE, KINDS, Page, write
 

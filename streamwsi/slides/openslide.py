@@ -90,6 +90,33 @@ class OpenSlideReader:
             for x, y, out in parts:
                 self.read_into(level, x, y, out)
 
+    def read_tile(self, level: int, x: int, y: int, out: UInt8Array) -> float:
+        """As :meth:`read_into`, of a small region inside the level, exact wherever one read can be, however much it takes.
+
+        Returns the shift that is left, in pixels of the level; 0: none. Raises RegionError when the region cannot be read.
+        """
+        shift = self.shift_px(level, x, y)
+        if shift and not self.shift_px(level, x, y, out.shape):
+            try:
+                self._read_exact(level, x, y, out, _reach(out.shape))
+            except RegionError:
+                pass  # what lies between may be damaged, and this not
+            else:
+                return 0.0
+        self.read_into(level, x, y, out)
+        return shift
+
+    def shift_px(self, level: int, x: int, y: int, tile: tuple[int, ...] | None = None) -> float:
+        """The shift, in pixels of the level, of what is read from there; 0: none.
+
+        Of a tile of this (height, width, …), where that is given, as :meth:`read_tile` reads it.
+        """
+        search = _SEARCH_PX if tile is None else _reach(tile)
+        return max(
+            float(_snap_table(extent, self.info.level_downsamples[level], search)[1][place])
+            for place, extent in zip((x, y), self.info.level_dimensions[level], strict=True)
+        )
+
     def tiles_read(self) -> TilesRead | None:
         """None: OpenSlide does not say."""
         return None
@@ -97,7 +124,7 @@ class OpenSlideReader:
     def resampled_px(self, level: int) -> float:
         """Largest shift against the level read whole; 0 where every region can begin at an exact place."""
         downsample = self.info.level_downsamples[level]
-        shifts = [_snap_table(extent, downsample)[1] for extent in self.info.level_dimensions[level]]
+        shifts = [float(_snap_table(extent, downsample)[1].max(initial=0)) for extent in self.info.level_dimensions[level]]
         return max(shifts)
 
     def thumbnail(self, longest_px: int) -> UInt8Array:
@@ -117,11 +144,11 @@ class OpenSlideReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _read_exact(self, level: int, x: int, y: int, out: UInt8Array) -> None:
+    def _read_exact(self, level: int, x: int, y: int, out: UInt8Array, search_px: int = _SEARCH_PX) -> None:
         downsample = self.info.level_downsamples[level]
         level_width, level_height = self.info.level_dimensions[level]
-        first_x = int(_snap_table(level_width, downsample)[0][x])
-        first_y = int(_snap_table(level_height, downsample)[0][y])
+        first_x = int(_snap_table(level_width, downsample, search_px)[0][x])
+        first_y = int(_snap_table(level_height, downsample, search_px)[0][y])
         location = (round(first_x * downsample), round(first_y * downsample))
         self._read(location, level, (x - first_x, y - first_y), out)
 
@@ -191,17 +218,24 @@ def _with_surplus(out: UInt8Array, surplus: tuple[int, int]) -> tuple[int, int]:
     return out.shape[1] + surplus[0], out.shape[0] + surplus[1]
 
 
-@lru_cache(maxsize=64)
-def _snap_table(extent_px: int, downsample: float) -> tuple[np.ndarray, float]:
-    """For each pixel along an axis of a level: the last exact place to begin a read at, and the largest shift that is left.
+def _reach(tile: tuple[int, ...]) -> int:
+    """How far before a tile, (height, width, …), a read may begin that OpenSlide does in one piece."""
+    return max(_LARGEST_READ_PX - max(tile[:2]), _SEARCH_PX)
 
-    Returns (extent,) int64, and the shift in pixels: 0 where an exact place lies close enough before every pixel.
+
+@lru_cache(maxsize=64)
+def _snap_table(
+    extent_px: int, downsample: float, search_px: int = _SEARCH_PX
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For each pixel along an axis of a level: the last exact place to begin a read at, and the shift that is left.
+
+    Returns (extent,) int64, and (extent,) float32, in pixels: 0 where an exact place lies no more than `search_px` before.
     """
     places = np.arange(extent_px, dtype=np.int64)
     shift = _shift_px(places, downsample)
     exact = np.maximum.accumulate(np.where(shift <= _EXACT_PX, places, 0))
-    far = places - exact > _SEARCH_PX
-    return np.where(far, places, exact), float(shift[far].max(initial=0.0))
+    far = places - exact > search_px
+    return np.where(far, places, exact), np.where(far, shift, 0).astype(np.float32)
 
 
 def is_exact(places: npt.NDArray[np.int64], downsample: float) -> npt.NDArray[np.bool_]:

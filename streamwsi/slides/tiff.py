@@ -9,6 +9,7 @@ and else pasted there. Tiles that other chunks need too are kept in a cache.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from streamwsi.slides.tile_codecs import ROOM_BYTES, UnfitError
 from streamwsi.slides.tile_file import TileFile
 from streamwsi.slides.tiles import place_of, sharing, targets, tiles_of
 
+_log = logging.getLogger(__name__)
 _READ_BYTES = 1 << 22
 """Of tiles that are read at once, at most."""
 _Tile = tuple[int, int, UInt8Array]
@@ -61,6 +63,8 @@ class TiffReader:
         self._scratch = threading.local()
         self._lock = threading.Lock()
         self._decoded = 0
+        self._told = False
+        """That a tile was resampled."""
         self._seen = [np.zeros(level.shape, bool) for level in self.levels]
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
@@ -105,8 +109,11 @@ class TiffReader:
         return self._decode_directly(file, level, row, column, np.empty((tile_h, tile_w, 3), np.uint8))
 
     def resampled_px(self, level: int) -> float:
-        """0: tiles are never resampled."""
-        return 0.0
+        """0, but for tiles that OpenSlide makes from others: where it cannot but resample them, their largest shift."""
+        tile_w, tile_h = self.levels[level].tile
+        places = np.argwhere(self.levels[level].foreign).tolist()
+        shifts = (self.openslide.shift_px(level, column * tile_w, row * tile_h, (tile_h, tile_w)) for row, column in places)
+        return max(shifts, default=0.0)
 
     def thumbnail(self, longest_px: int) -> UInt8Array:
         """The whole slide, small; see :meth:`SlideReader.thumbnail`."""
@@ -208,7 +215,17 @@ class TiffReader:
         level = self.levels[number]
         left, top = column * level.tile[0], row * level.tile[1]
         width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
-        out[:height, :width] = self.openslide.read_region(number, left, top, width, height)
+        shift = self.openslide.read_tile(number, left, top, out[:height, :width])
+        if shift and not self._told:
+            self._told = True
+            _log.warning(
+                "%s: a tile of level %d at (%d, %d) that is not decoded directly is shifted by %.3f px, as others may be",
+                self.openslide.path,
+                number,
+                left,
+                top,
+                shift,
+            )
         return out
 
     def _decode_directly(self, file: TileFile, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:

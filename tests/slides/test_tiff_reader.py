@@ -223,6 +223,58 @@ def test_levels_that_openslide_resamples_are_read_exactly(tmp_path, kind):
             np.testing.assert_array_equal(both.direct.read_region(1, *region), cut(image, region, WHITE), strict=True)
 
 
+FAR_APART = [(12001, 128), (6000, 64)]
+"""Nowhere from 37 to 5962 px can OpenSlide begin to read the second level and not resample it."""
+
+
+def foreign_and_odd_tiles(path: Path, sizes: Sequence[tuple[int, int]], row: int, columns: Sequence[int], kind: str) -> Path:
+    """A slide whose second level has tiles in this row that OpenSlide makes from the first, or that only it decodes."""
+    images = [tissue(size, seed=3) for size in sizes]
+    if kind == "missing":
+        first, second = pyramid(APERIO_KINDS["aperio jpeg 4:2:2"], images, TILE)
+        return write(path, aperio([first, lacking(second, *((row, column) for column in columns))], strips(tissue(TILE))))
+    first, second = pyramid(KINDS["zstd"], images, TILE)
+    for column in columns:
+        second.tiles[row * -(-sizes[1][0] // TILE[0]) + column] += b"more"
+    return write(path, [first, second])
+
+
+@pytest.mark.parametrize("kind", ["missing", "odd"])
+def test_what_openslide_makes_of_a_tile_lies_where_it_should(tmp_path, caplog, kind):
+    path = foreign_and_odd_tiles(tmp_path / "almost.svs", ALMOST_WHOLE, 3, range(8, 24), kind)
+    with Pair(path) as both:
+        assert both.direct.resampled_px(1) == 0
+        level = both.openslide.read_region(1, 0, 0, *ALMOST_WHOLE[1])
+        np.testing.assert_array_equal(both.direct.read_region(1, 0, 0, *ALMOST_WHOLE[1]), level)
+        np.testing.assert_array_equal(both.direct.read_region(1, 1000, 150, 64, 48), level[150:198, 1000:1064])
+    assert "shifted" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["missing", "odd"])
+def test_where_it_cannot_but_shift_a_tile_that_is_said(tmp_path, caplog, kind):
+    path = foreign_and_odd_tiles(tmp_path / "far.svs", FAR_APART, 0, [1, 80], kind)
+    with Pair(path) as both:
+        assert (both.direct.resampled_px(1) > 0.1) == (kind == "missing")  # of those that are damaged nobody knows yet
+        assert both.direct.resampled_px(0) == 0
+        both.direct.read_region(1, 80 * TILE[0], 0, *TILE)
+        both.direct.read_region(1, 80 * TILE[0], 0, *TILE)
+    (said,) = (record.message for record in caplog.records if "shifted" in record.message)
+    assert "a tile of level 1 at (5120, 0) that is not decoded directly is shifted by 0." in said
+
+
+def test_a_damaged_tile_between_is_not_taken_for_one_that_is_asked_for(tmp_path):
+    path = foreign_and_odd_tiles(tmp_path / "almost.svs", ALMOST_WHOLE, 0, [20], "odd")
+    with Pair(path) as both:
+        start = int(both.direct.levels[1].offsets[0, 10, 0])
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = bytes(40)
+    path.write_bytes(data)
+    with Pair(path) as both:
+        with pytest.raises(RegionError):
+            both.direct.read_region(1, 10 * TILE[0], 0, *TILE)
+        both.direct.read_region(1, 20 * TILE[0], 0, *TILE)
+
+
 # which directories are levels
 
 

@@ -44,7 +44,7 @@ class TiffLevel:
     empty: npt.NDArray[np.bool_]
     """(rows, columns): tiles without data, which are background."""
     foreign: npt.NDArray[np.bool_]
-    """(rows, columns): tiles that OpenSlide makes from another level."""
+    """(rows, columns): tiles that are left to OpenSlide: those that it makes from another level, and those of absurd size."""
     decoder: TileDecoder
 
     @property
@@ -70,6 +70,8 @@ def tiff_levels(path: Path, info: SlideInfo) -> list[TiffLevel]:
         raise UnfitError(f"its directories cannot be made out: {type(error).__name__}: {error}") from error
     if info.vendor == "aperio":
         _mark_foreign(levels)
+    for level in levels:
+        level.foreign[...] |= (level.sizes > _most_bytes(level.tile)).any(axis=2) & ~level.empty
     return levels
 
 
@@ -112,6 +114,11 @@ def _level(page: Any) -> TiffLevel:
         foreign=np.zeros((down, across), bool),
         decoder=decoder_of(page),
     )
+
+
+def _most_bytes(tile: tuple[int, int]) -> int:
+    """More than a tile takes in any compression: a file that says so is damaged, and what it says is not asked of memory."""
+    return 4 * 3 * tile[0] * tile[1] + (1 << 16)
 
 
 def _mark_foreign(levels: list[TiffLevel]) -> None:

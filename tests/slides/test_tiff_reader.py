@@ -537,6 +537,21 @@ def test_what_a_file_cannot_hold_is_not_asked_of_memory(tmp_path, images):
     assert most < 1 << 20
 
 
+@pytest.mark.parametrize("kind", ["jpeg 4:2:0", "zstd"])
+def test_nor_is_a_size_that_no_tile_has(tmp_path, images, kind):
+    (page,) = pyramid(KINDS[kind], images[:1], TILE)
+    page.wrong[8] = (None, 30_000_000)
+    path = write(tmp_path / "huge.tiff", [page])
+    os.truncate(path, 40_000_000)
+    tracemalloc.start()
+    with Pair(path) as both:
+        both.check(0, 64, 48, *TILE)  # whatever OpenSlide makes of it
+        both.check(0, 128, 48, *TILE)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+
+
 def test_a_file_that_is_cut_while_it_is_open_fails_where_it_was_cut(tmp_path, images):
     path = write(tmp_path / "cut.tiff", pyramid(KINDS["zstd"], images[:1], TILE))
     with open_slide(path, "tiff") as reader:

@@ -14,6 +14,7 @@ import msgspec
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import BORDERS, Border
 from streamwsi.images.options import ImageOptions
+from streamwsi.limits import allowed_cpus
 from streamwsi.map_options import MapOptions
 
 OnBadRegion = Literal["fail", "skip"]
@@ -198,7 +199,7 @@ def check_background(value: Any) -> tuple[int, int, int]:
 
 
 def available_cpus() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may use, or whose time control groups allow it, where that is less; at least 1."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = allowed_cpus()
+    return there if allowed is None else min(there, max(1, math.ceil(allowed)))

@@ -5,17 +5,16 @@ In: nothing.  Out: checks.  What is taken is given back.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from streamwsi.config import CHUNK_PX, available_cpus
 from streamwsi.doctor.finding import Check, Looked, note, ok, wrong
+from streamwsi.limits import allowed_cpus, available_memory_bytes, free_memory_bytes
 
 _SLOTS = 6
 """Chunks that a run with one loader of two threads and one collector has room for."""
@@ -45,53 +44,19 @@ def machine_checks() -> Iterator[Check]:
 
 
 def _processors() -> Looked:
-    usable, there = available_cpus(), os.cpu_count() or 1
-    said = f"{usable} of {there} may be used"
-    quota = _cpu_quota()
-    if quota is not None and quota < usable:
-        return note(
-            f"{said}, but a control group lets them do the work of {quota:g}",
-            f"give --threads {max(1, int(quota))} --loaders 1",
-        )
-    return ok(said)
-
-
-def _cpu_quota() -> float | None:
-    """Processors' worth of time that the control groups allow; None where they do not say.
-
-    Source: Linux, ``admin-guide/cgroup-v2``, ``cpu.max``.
-    """
-    allowed = []
-    for folder in _cgroup_folders():
-        with contextlib.suppress(OSError, ValueError):
-            most, period = (folder / "cpu.max").read_text().split()
-            if most != "max":
-                allowed.append(int(most) / int(period))
-    return min(allowed, default=None)
-
-
-def _cgroup_folders() -> list[Path]:
-    """The control group of this process, and those above it."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                own = Path(line[3:])
-                return [root / str(group).lstrip("/") for group in (own, *own.parents)]
-    return [root]
+    there, quota = os.cpu_count() or 1, allowed_cpus()
+    said = f"{available_cpus()} of {there} may be used"
+    return ok(said if quota is None or quota >= there else f"{said}: a control group allows the work of {quota:g}")
 
 
 def _memory() -> Looked:
-    from streamwsi.wire.shared_memory import free_memory_bytes
-
     free = free_memory_bytes()
     if free is None:
         return note("how much is free is not known", "watch the memory of a first run")
     said = f"{_mb(free)} free for this process"
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-        if available > free:
-            said += f" (a control group sets the limit; the machine has {_mb(available)})"
+    available = available_memory_bytes()
+    if available is not None and available > free:
+        said += f" (a control group sets the limit; the machine has {_mb(available)})"
     if free < _LITTLE_MEMORY_BYTES:
         return note(said, "give a smaller --chunk-px and --tile-cache-mb, fewer --threads")
     return ok(said)

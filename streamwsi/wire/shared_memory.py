@@ -12,22 +12,20 @@ its blocks outlive a killed run, and before Python 3.13 the first child that end
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import tempfile
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from streamwsi.chunks import UInt8Array
 from streamwsi.config import Transport
+from streamwsi.limits import free_memory_bytes
 from streamwsi.memory import BEGIN
 
 _SHARE_OF_FREE = 0.5
 """Of the memory that is free, what a run may take for its slots."""
-_CGROUP = Path("/sys/fs/cgroup")
 _MEMORY_FOLDER = "/dev/shm"
 """Where a file without a name is made, where there is no ``memfd_create``, if there is such a place."""
 
@@ -111,22 +109,3 @@ def _nameless_file(size: int) -> int:
             return os.dup(file.fileno())
     except (OSError, AttributeError) as error:
         raise SlotsError(f"no file in memory can be made: {error}") from error
-
-
-def free_memory_bytes() -> int | None:
-    """What the system has left, and what this process's control group may still take; None where neither is known.
-
-    Source: proc(5), ``MemAvailable``; Linux, ``admin-guide/cgroup-v2``, ``memory.max`` and ``memory.current``.
-    """
-    known = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))[3:]
-        for group in (Path(own), *Path(own).parents):
-            folder = _CGROUP / str(group).lstrip("/")
-            most = (folder / "memory.max").read_text().strip() if (folder / "memory.max").exists() else "max"
-            if most != "max":
-                known.append(max(0, int(most) - int((folder / "memory.current").read_text())))
-    return min(known, default=None)

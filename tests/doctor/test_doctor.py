@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamwsi import limits
 from streamwsi.cli import cli
 from streamwsi.cli.doctor import in_words, verdict
 from streamwsi.doctor import folder as folder_module
@@ -169,18 +170,19 @@ def test_few_descriptors_are_a_note(monkeypatch):
     assert finding.state == "note" and "100 at once in a process (it may be raised to any number)" in finding.said
 
 
-def test_a_control_group_that_allows_less_time_is_a_note(tmp_path, monkeypatch):
+def test_a_control_group_that_allows_less_time_is_told(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    monkeypatch.setattr(machine, "_cgroup_folders", lambda: [tmp_path / "deeper", tmp_path])
+    monkeypatch.setattr(limits, "_folders", lambda controller: [tmp_path / "deeper", tmp_path])
     finding = found(machine_checks())["processors"]
-    assert finding.state == "note" and "a control group lets them do the work of 0.5" in finding.said
-    assert finding.remedy == "give --threads 1 --loaders 1"
+    assert finding.state == "ok"
+    assert finding.said == f"1 of {os.cpu_count()} may be used: a control group allows the work of 0.5"
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert found(machine_checks())["processors"].state == "ok"
+    assert "control group" not in found(machine_checks())["processors"].said
 
 
 def test_shared_memory_that_cannot_be_had_is_a_note(monkeypatch):
-    monkeypatch.setattr("streamwsi.wire.shared_memory.free_memory_bytes", lambda: 10_000_000)
+    for module in ("wire.shared_memory", "doctor.machine"):
+        monkeypatch.setattr(f"streamwsi.{module}.free_memory_bytes", lambda: 10_000_000)
     findings = found(machine_checks())
     assert findings["shared memory"].state == "note"
     assert re.search(r"302 MB are more than half of the 10 MB that are free", findings["shared memory"].said)

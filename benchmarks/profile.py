@@ -4,8 +4,9 @@ In: a slide, a window.  Out: processor seconds of each process, and of the steps
 
 Processes are measured from outside, by what the system says they used; what a run over one window uses is start and end. Steps
 inside a process are measured alone, in one thread, on a part of the slide, and scaled to all of it: tiles decoded as the raw
-limit does; regions read as loaders read them; batches touched. What is left of the process is the rest. No code under
-measurement is changed or slowed for it. A step alone has the caches to itself, so its share is a lower bound.
+limit does; chunks read as loaders read them, into memory used in turn; batches touched. What is left of the process is the
+rest. No code under measurement is changed or slowed for it. A step alone has the caches to itself, so its share is a lower
+bound.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ import click
 import numpy as np
 
 import benchmarks.collectors
+import streamwsi as sw
 from benchmarks.collectors import touch
 from benchmarks.contestants import BATCH_SIZE, Tiles
 from benchmarks.measure import available_cpus, compile_package, machine
 from benchmarks.slides import TILE_PX, Slides, default_folder, parsed_size, read_into_page_cache
 from benchmarks.watching import Seen, heatmap_command, watch
-from streamwsi.slides.reader import open_slide
+from streamwsi.config import SMALL_CHUNK_PX, TILE_CACHE_BYTES
+from streamwsi.loading.read import read_chunk
+from streamwsi.loading.resolution import Wanted
+from streamwsi.loading.resolve import Choices, resolve_slide
+from streamwsi.memory import empty_pixels
+from streamwsi.pipeline.reading import default_chunk_px, loader_startup
+from streamwsi.resolved import ResolvedSlide
+from streamwsi.slides.reader import SlideReader, open_slide
 
 ROLES = ("loader", "collector", "writer", "publisher", "driver")
-CHUNK_PX = (2048, 1024)
-"""(width, height) of the regions that are read alone: as many pixels as a big chunk has by default."""
-_SAMPLE_PX = 1 << 26
+_SLOTS = 4
+"""Pieces of memory that chunks are read into in turn."""
+_SAMPLE_PX = 1 << 27
 """How much of the slide a step alone is measured on."""
 
 
@@ -126,7 +135,7 @@ def profile_run(slide: Path, single: Path, kernel: int = 256, stride: int = 256,
         mpx=px / 1e6,
         limiting_stage=report["limiting_stage"],
         stages=stages,
-        steps=_steps(slide, tiles, reader, stages, windows * kernel**2, kernel),
+        steps=_steps(slide, tiles, reader, stages, windows, kernel, stride),
         idle=max(0.0, 1 - sum(cpu_s.values()) / total),
     )
 
@@ -145,16 +154,20 @@ def _clocks(report: dict[str, Any], role: str) -> dict[str, float] | None:
     return None if stage is None else {name: stage[name] for name in ("busy", "wait_input", "wait_output")}
 
 
-def _steps(slide: Path, tiles: Tiles, reader: str, stages: dict[str, Stage], window_px: int, kernel: int) -> dict[str, float]:
+def _steps(
+    slide: Path, tiles: Tiles, reader: str, stages: dict[str, Stage], windows: int, kernel: int, stride: int
+) -> dict[str, float]:
     """Processor seconds of what can be measured alone, for the whole slide, and of what is left of each process."""
     level_px = len(tiles.offsets) * TILE_PX**2
     decode = _alone(lambda: _decode_some(tiles)) * level_px
-    read = _alone(lambda: _read_some(slide, reader)) * level_px
-    touched = _alone(lambda: _touch_some(kernel)) * window_px
+    with open_slide(slide, reader) as opened:
+        resolved = _resolved(opened, slide, kernel, stride)
+        read = _alone(lambda: _read_some(opened, resolved)) * level_px
+    touched = _alone(lambda: _touch_some(kernel)) * windows * kernel**2
     loader, collector = stages["loader"], stages["collector"]
     return {
         "loader: decode the tiles": decode,
-        "loader: read regions, beyond that": read - decode,
+        "loader: read chunks, beyond that": read - decode,
         "loader: start and end": loader.start_and_end_s,
         "loader: send, speak, rest": loader.cpu_s - read - loader.start_and_end_s,
         "collector: touch": touched,
@@ -178,17 +191,30 @@ def _decode_some(tiles: Tiles) -> int:
     return Tiles(tiles.path, tiles.offsets[:n], tiles.counts[:n]).decode_and_forget() * TILE_PX**2
 
 
-def _read_some(slide: Path, reader: str) -> int:
-    width, height = CHUNK_PX
+def _resolved(reader: SlideReader, slide: Path, kernel: int, stride: int) -> ResolvedSlide:
+    """What a run with defaults makes of the slide."""
+    loader = sw.SlidingWindowLoader(sw.Dataset.from_paths([slide]), kernel, stride)
+    reading = loader_startup(
+        loader,
+        batch_size=BATCH_SIZE,
+        chunk_px=default_chunk_px("auto", images=False),
+        openslide_chunk_px=SMALL_CHUNK_PX,
+        threads=1,
+        tile_cache_bytes=TILE_CACHE_BYTES,
+    ).reading
+    return resolve_slide(reader, (0, 0), slide.stem, sw.Slide(slide, slide.stem), Choices(Wanted.of()), reading)
+
+
+def _read_some(reader: SlideReader, resolved: ResolvedSlide) -> int:
+    chunks = range(len(resolved.chunks()))
+    largest = max(resolved.blank_chunk(number).pixels.nbytes for number in chunks[:_SLOTS])
+    slots = [empty_pixels((largest,)) for _ in range(_SLOTS)]
     done = 0
-    with open_slide(slide, reader) as opened:
-        extent = opened.info.level_dimensions[0]
-        for y in range(0, extent[1] - height + 1, height):
-            for x in range(0, extent[0] - width + 1, width):
-                if done >= _SAMPLE_PX:
-                    return done
-                opened.read_region(0, x, y, width, height)
-                done += width * height
+    for number in chunks:
+        if done >= _SAMPLE_PX:
+            break
+        chunk = read_chunk(reader, resolved, number, memory=slots[number % _SLOTS])
+        done += len(chunk.windows) * resolved.stride[0] * resolved.stride[1]
     return done
 
 

@@ -91,6 +91,8 @@ class TiffReader:
                 others.append(part)
             else:
                 whole.append((*tile, part[2]))
+        if own is None and (others or len({tile[:2] for tile in whole}) < len(whole)):
+            whole, others = [], list(parts)  # one may need what another is
         if whole:
             self._decode_all(file, level, whole)
         here = self.levels[level]

@@ -692,6 +692,17 @@ def test_tiles_are_counted(tmp_path, images):
     assert np.flatnonzero(np.unpackbits(np.frombuffer(seen, np.uint8))).tolist() == [0, 7, 8]  # not the one without data
 
 
+@pytest.mark.parametrize("boxes", [[(64, 48), (64, 48)], [(64, 48), (100, 50), (0, 48)]], ids=str)
+def test_what_parts_share_is_decoded_once(tmp_path, images, boxes):
+    with open_slide(write(tmp_path / "slide.tiff", pyramid(KINDS["zstd"], images, TILE)), "tiff") as reader:
+        parts = [(x, y, np.zeros((TILE[1], TILE[0], 3), np.uint8)) for x, y in boxes]
+        reader.read_parts(0, parts)
+        decoded, seen = reader.tiles_read()
+        for x, y, out in parts:
+            np.testing.assert_array_equal(out, images[0][y : y + TILE[1], x : x + TILE[0]])
+    assert decoded == np.unpackbits(np.frombuffer(seen, np.uint8)).sum()
+
+
 def test_no_descriptor_is_left(tmp_path, images):
     path = write(tmp_path / "slide.tiff", pyramid(KINDS["jpeg 4:2:0"], images, TILE))
     damaged = write(tmp_path / "grey16.tiff", [replace(KINDS["none"].page(images[0], TILE), photometric=files.YCBCR)])

@@ -80,6 +80,8 @@ def as_rows(result: Any) -> npt.NDArray[Any]:
     """
     if hasattr(result, "detach") and hasattr(result, "cpu"):
         result = result.detach().cpu()
+    if hasattr(result, "mask") and hasattr(result, "filled"):
+        raise PieceError("got a masked array, what is masked in it would be a value: fill it, with filled(numpy.nan), say")
     try:
         rows = np.asarray(result)
     except (ValueError, TypeError, RuntimeError) as error:

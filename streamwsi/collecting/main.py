@@ -44,7 +44,7 @@ from streamwsi.wire.messages import (
     chunk_of,
     slide_of,
 )
-from streamwsi.wire.seat import Seat, Signs, UserCodeError
+from streamwsi.wire.seat import USERS_ERRORS, Seat, Signs, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class _Collector:
             raise UserCodeError(where) from error.__cause__ or error
         try:
             return self._collector.process(batch)
-        except Exception as error:
+        except USERS_ERRORS as error:
             raise UserCodeError(self._where(work, batch.windows)) from error
 
     def _keep(self, result: _Result) -> None:
@@ -356,7 +356,7 @@ def users_code(what: str) -> Iterator[None]:
     """The user's code runs inside."""
     try:
         yield
-    except Exception as error:
+    except USERS_ERRORS as error:
         raise UserCodeError(what) from error
 
 

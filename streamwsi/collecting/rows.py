@@ -117,6 +117,8 @@ class ChunkRows:
     def _spec_of(self, values: npt.NDArray[Any], windows: Windows) -> ValueSpec:
         """The spec of the values of these windows. Raises PieceError where they cannot be stored so."""
         spec = ValueSpec.of(values, self._columns)
+        if not spec.size:
+            raise PieceError(f"a value holds no number: its shape is {spec.shape}")
         if self.spec is None and self._columns is not None and len(self._columns) != spec.size:
             raise PieceError(
                 f"the collector names {len(self._columns)} columns {self._columns}, but a value has {spec.size} numbers (shape "

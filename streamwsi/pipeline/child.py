@@ -8,21 +8,24 @@ is alone. A child then removes the run's sockets and ends at once; what it had n
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
 import threading
+import traceback
 from typing import IO, Any, BinaryIO, Literal
 
 import msgspec
 
 from streamwsi.wire.channels import Address, remove_address
-from streamwsi.wire.seat import Seat, UserCodeError
+from streamwsi.wire.seat import USERS_ERRORS, Seat, UserCodeError
 from streamwsi.wire.shared_memory import SharedSlots, SlotsSpec
 
 Role = Literal["loader", "collector", "writer", "publisher"]
 ROLES: tuple[Role, ...] = ("loader", "collector", "writer", "publisher")
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _EXIT_FAILED = 1
 _EXIT_ALONE = 70
 
@@ -61,10 +64,9 @@ def write_startup(startup: Startup, pipe: IO[bytes]) -> None:
 def main() -> None:
     """Serve in the role that standard input says."""
     faulthandler.enable()
-    for name in ("SIGINT", "SIGTERM"):  # the driver decides; a terminal's Ctrl-C and a cluster's signal reach all processes
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _take_no_signals()
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     pipe = _private_stdin()
     length = int.from_bytes(_read(pipe, 8), "little")
     data = _read(pipe, length)
@@ -73,13 +75,59 @@ def main() -> None:
     startup = msgspec.msgpack.decode(data, type=Startup)
     for descriptor in startup.descriptors():
         os.set_inheritable(descriptor, False)
+    _let_go_at_fork(startup.locks)
     threading.Thread(target=_end_when_alone, args=(pipe, startup.address), name="driver-watch", daemon=True).start()
     try:
-        with Seat(startup.address, startup.name, startup.box) as seat:
+        seat = Seat(startup.address, startup.name, startup.box)
+    except BaseException:  # noqa: BLE001 - there is no other way to tell
+        traceback.print_exc()
+        _exit(_EXIT_FAILED)
+    try:
+        with seat:
             _serve(seat, startup)
     except BaseException:  # noqa: BLE001 - the seat has told the driver, who shows it
         _exit(_EXIT_FAILED)
     _exit(0)
+
+
+def _take_no_signals() -> None:
+    """Do nothing when a terminal's Ctrl-C or a cluster's signal reaches all processes: the driver decides.
+
+    They are not ignored: what the user's code starts would ignore them too, and be waited for in vain when it is told to end.
+    """
+    for number in _ENDING:
+        signal.signal(number, _do_nothing)
+        if hasattr(signal, "siginterrupt"):
+            signal.siginterrupt(number, False)
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    pass
+
+
+def _let_go_at_fork(locks: tuple[int, ...]) -> None:
+    """What the user's code forks off ends when it is told to, at once too, and does not keep the run's folders."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    of_thread = threading.local()
+
+    def hold() -> None:
+        of_thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, of_thread.mask)
+
+    def let_go() -> None:
+        usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, handler in usual.items():
+            if signal.getsignal(number) is _do_nothing:
+                signal.signal(number, handler)
+        for lock in locks:
+            with contextlib.suppress(OSError):
+                os.close(lock)
+        go_on()
+
+    os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=let_go)
 
 
 def _read(pipe: BinaryIO, n_bytes: int) -> bytes:
@@ -120,7 +168,7 @@ def _unshipped(startup: Startup) -> Any:
 
     try:
         return unship(msgspec.msgpack.decode(startup.shipped or b"", type=Shipped))
-    except Exception as error:
+    except USERS_ERRORS as error:
         what = "what chooses resolutions and windows" if startup.role == "loader" else "the collector"
         raise UserCodeError(f"loading {what}") from error
 

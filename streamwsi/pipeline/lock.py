@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,18 @@ STALE_S = 60.0
 """Without locks: a file that was not touched for so long has lost its holder."""
 
 
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for lock in list(_held):
+        lock.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class FolderLock:
     """The lock on a run's folder. Closing it twice is harmless."""
 
@@ -43,9 +56,16 @@ class FolderLock:
         self._path = path
         self._name = f"pid {os.getpid()} on {socket.gethostname()}"
         self._file: IO[str] | None = None
+        _held.add(self)
         while self._file is None:
             self._file = self._take(ending_s)
         self._touched = time.monotonic()
+
+    def leave_to_parent(self) -> None:
+        """In a process that was forked off: it is not the one that runs, and does not keep others out."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     @property
     def descriptor(self) -> int | None:

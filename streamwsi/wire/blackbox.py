@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 _NOTE, _KIND = struct.Struct("<qqq"), struct.Struct("<q")
 _NOTHING, _CHUNK, _SLIDE = 0, 1, 2
-_MOST_NOTES = 2048
-"""As many pieces of work at a time as are noted; pages that no note needs are not there."""
+_MOST_NOTES = 512
+"""As many pieces of work at a time as are noted."""
 
 
 class Work(NamedTuple):
@@ -78,7 +78,7 @@ class BlackBox:
 
 
 def make_box() -> int | None:
-    """A descriptor for a worker's notes; None where a child cannot inherit one."""
+    """A descriptor for a worker's notes; None where a child cannot inherit one, or there is no room for any."""
     if os.name == "nt":
         return None
     if hasattr(os, "memfd_create"):
@@ -86,7 +86,11 @@ def make_box() -> int | None:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.truncate(descriptor, _MOST_NOTES * _NOTE.size)
+    try:
+        os.truncate(descriptor, _MOST_NOTES * _NOTE.size)
+    except OSError:  # a limit on the size of files counts here too
+        os.close(descriptor)
+        return None
     return descriptor
 
 

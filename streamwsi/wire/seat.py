@@ -20,6 +20,10 @@ _SIGN_EVERY_S = 0.5
 """How often a worker says that it is still at it."""
 
 
+USERS_ERRORS = (Exception, SystemExit, KeyboardInterrupt)
+"""What is the user's code's to answer for when it comes from there."""
+
+
 class UserCodeError(Exception):
     """The user's code raised; the cause is its exception, the message says what was being done."""
 

@@ -40,7 +40,7 @@ from streamwsi.wire.messages import (
     SlideCounts,
 )
 from streamwsi.wire.messages import Stop as StopMessage
-from streamwsi.wire.seat import Seat, Signs, UserCodeError
+from streamwsi.wire.seat import USERS_ERRORS, Seat, Signs, UserCodeError
 from streamwsi.writing.journal import ChunkPieces, ChunkTiles, Journal, Run, StoredTile
 from streamwsi.writing.layout import Layout
 from streamwsi.writing.publish import Gatherer, Stop, publish_all, publish_patient, read_record
@@ -287,11 +287,11 @@ class _Guarded:
         self._signs.give()
         try:
             return self._gatherer.accumulate(previous, piece, patient)
-        except Exception as error:
+        except USERS_ERRORS as error:
             raise UserCodeError(f"accumulate, window {piece.window.index} {self._where}") from error
 
     def collate(self, patient: Any, pieces: Any) -> Any:
         try:
             return self._gatherer.collate(patient, pieces)
-        except Exception as error:
+        except USERS_ERRORS as error:
             raise UserCodeError(f"collate {self._where}") from error

@@ -231,7 +231,13 @@ def publish_patient(
     _check_slides(slides, patient, stop, partial)
     if gatherer is not None:
         final = layout.result_file(patient.id, partial)
-        write_whole(final, encode_result(_gather(journal, slides, patient, gatherer)))
+        result = _gather(journal, slides, patient, gatherer)
+        try:
+            encoded = encode_result(result)
+        except PieceError as error:
+            made = "collate" if gatherer.mode == "collect" else "accumulate"
+            raise PieceError(f"what {made} returns for patient {patient.id!r} cannot be stored: {error}") from error
+        write_whole(final, encoded)
         outdated = layout.result_file(patient.id, partial=True)
     else:
         final = layout.final_file(patient.id, partial)

@@ -165,6 +165,17 @@ def test_what_may_be_returned_is_said_where_texts_are() -> None:
         gathered().add(rows(0, 1), ["a"] * 2)
 
 
+def test_values_without_numbers_are_refused_before_all_is_computed() -> None:
+    with pytest.raises(PieceError, match=r"windows 30 to 31: a value holds no number: its shape is \(0,\)"):
+        gathered().add(rows(0, 1), np.zeros((2, 0)))
+
+
+@pytest.mark.parametrize("mask", [[False, True], False])
+def test_a_mask_is_not_lost_without_a_word(mask: Any) -> None:
+    with pytest.raises(PieceError, match=r"windows 30 to 31: got a masked array, .* fill it, with filled"):
+        gathered().add(rows(0, 1), np.ma.masked_array([1.0, 2.0], mask=mask))
+
+
 def test_returning_nothing_is_refused_saying_what_to_return() -> None:
     with pytest.raises(PieceError, match=r"windows 30 to 31: process returned None; return one row per window, or .*\[\]"):
         gathered().add(rows(0, 1), None)

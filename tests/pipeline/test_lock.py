@@ -31,6 +31,25 @@ def end(child: subprocess.Popen[bytes]) -> None:
     child.communicate()
 
 
+def test_a_process_that_the_holder_forks_off_does_not_hold_it(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / ".lock")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(write)
+        os.read(read, 1)  # until the parent is done
+        os._exit(lock.descriptor is not None)
+    try:
+        with pytest.raises(OutputError, match="in use by another run"):
+            FolderLock(tmp_path / ".lock")  # the parent has it still
+        lock.close()
+        FolderLock(tmp_path / ".lock").close()
+    finally:
+        os.close(write)
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(read)
+
+
 def test_a_second_holder_is_refused_naming_the_first(tmp_path: Path) -> None:
     first = FolderLock(tmp_path / ".lock")
     with pytest.raises(OutputError, match=rf"in use by another run \(pid {os.getpid()} on {socket.gethostname()}"):

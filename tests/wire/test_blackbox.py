@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streamwsi.wire.blackbox import BlackBox, Work, make_box, read_box
+from streamwsi.wire.blackbox import _MOST_NOTES, BlackBox, Work, make_box, read_box
 
 
 @pytest.fixture
@@ -59,6 +61,25 @@ with BlackBox({box}).chunk(42):
 """
     assert subprocess.run([sys.executable, "-c", code], pass_fds=(box,), check=False).returncode == -9
     assert read_box(box) == Work((42,))
+
+
+def test_where_there_is_no_room_nothing_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, size: int) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "truncate", refused)
+    before = os.listdir("/proc/self/fd")
+    assert make_box() is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_more_at_a_time_than_there_is_room_for_is_not_noted(box: int) -> None:
+    notes = BlackBox(box)
+    with contextlib.ExitStack() as stack:
+        for lease in range(_MOST_NOTES + 3):
+            stack.enter_context(notes.chunk(lease))
+        assert read_box(box) == Work(tuple(range(_MOST_NOTES)))
+    assert read_box(box) == Work()
 
 
 def test_without_a_descriptor_nothing_is_noted() -> None:

@@ -309,6 +309,20 @@ def test_what_a_gathering_collector_raises_comes_through_and_leaves_nothing(
     assert nothing_is_left(layout)
 
 
+@pytest.mark.parametrize(("mode", "method"), [("collect", "collate"), ("accumulate", "accumulate")])
+def test_what_is_gathered_and_cannot_be_stored_is_an_error_that_says_of_whom(
+    journal: Journal, output: OutputOptions, layout: Layout, mode: str, method: str
+) -> None:
+    class Odd(Gathering):
+        def accumulate(self, previous: Any, piece: ProcessedPiece, patient: Patient) -> Any:
+            return 1j
+
+    fill(journal, resolved_slide(), np.zeros((35, 2)))
+    with pytest.raises(PieceError, match=f"what {method} returns for patient 'p1' cannot be stored: a result must be numbers"):
+        publish_patient(journal, patient_of([resolved_slide()]), output, gatherer=Odd(mode))
+    assert nothing_is_left(layout)
+
+
 def test_a_hole_is_an_error_for_a_gathering_collector_too(journal: Journal, output: OutputOptions, layout: Layout) -> None:
     fill(journal, resolved_slide(), np.zeros((35, 2)), chunks=[0, 1])
     with pytest.raises(JournalError, match="missing"):

@@ -9,6 +9,7 @@ ordered ahead, and no further: a slow user slows them.
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 import weakref
@@ -206,6 +207,8 @@ class Stream:
     through, when the loop is left, when an exception ends it, or when the last reference to it is gone. In a ``with`` block
     they are kept from one pass to the next, until the block is left, which saves their start.
 
+    Several threads may take batches from one pass: each batch goes to one of them. :meth:`close` may be called from any thread.
+
     A forked process may iterate over a stream that it has inherited, not go on with a pass. The `loader` and the `options` that
     it was made with can be looked at, not changed.
     """
@@ -220,11 +223,13 @@ class Stream:
         self._tally = _Tally(0)
         self._keeps = False
         self._idle: Crew | None = None
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Pass:
         """Begin a pass."""
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        crew, self._idle = self._idle, None
+        with self._lock:
+            epoch, self.epoch = self.epoch, self.epoch + 1
+            crew, self._idle = self._idle, None
         if crew is None or not crew.is_open:
             crew = Crew(self._crew_options(epoch))
         self._tally = _Tally(epoch)
@@ -250,7 +255,8 @@ class Stream:
         """End all passes and their processes. Batches that the user holds stay as they are; the stream can be used again."""
         for each in list(self._passes):
             each.close()
-        idle, self._idle = self._idle, None
+        with self._lock:
+            idle, self._idle = self._idle, None
         if idle is not None:
             idle.close()
 
@@ -267,10 +273,11 @@ class Stream:
 
     def _keep(self, crew: Crew) -> bool:
         """Take the crew of a pass that is through, for the next one; False where none is to be kept."""
-        if not self._keeps or self.options.new_draw or self._idle is not None or not crew.is_open:
-            return False
-        self._idle = crew
-        return True
+        with self._lock:
+            if not self._keeps or self.options.new_draw or self._idle is not None or not crew.is_open:
+                return False
+            self._idle = crew
+            return True
 
     def _crew_options(self, epoch: int) -> CrewOptions:
         options = self.options
@@ -305,8 +312,11 @@ class _Tally:
         return StreamReport(self.epoch, self.windows, self.skipped, tuple(self.bad_slides), self.restarts, self.transport)
 
 
+_CLOSED = "this pass was closed before it was through: begin another over the stream"
+
+
 class Pass(Iterator["Batch | MixedBatch"]):
-    """One pass over a stream: an iterator of batches."""
+    """One pass over a stream: an iterator of batches. Threads that take one wait for each other."""
 
     def __init__(
         self,
@@ -343,6 +353,9 @@ class Pass(Iterator["Batch | MixedBatch"]):
         self._deaths = 0
         """Ends of loaders that count against `max_restarts`."""
         self._through = False
+        self._lock = threading.RLock()
+        self._closing = False
+        """Somebody waits for the thread that has the lock to let go of it."""
         self._end = weakref.finalize(self, _end, crew, self._cutter)
         tally.transport = crew.transport
         for name in crew.ready:
@@ -353,12 +366,32 @@ class Pass(Iterator["Batch | MixedBatch"]):
 
     def __next__(self) -> Batch | MixedBatch:
         """The next batch; waits until it is there. Raises SlideError, CollectorError or RunError where that cannot be."""
+        if not self._through and not self._crew.is_ours:
+            raise RunError("this pass belongs to the process that began it, before a fork: begin one here, over the stream")
+        with self._lock:
+            batch = self._next_or_end()
+        try:
+            return transformed(batch, self._transforms)
+        except TransformError as error:
+            self.close()
+            slides = ", ".join(sorted({slide.id for slide in batch.slides}))
+            raise CollectorError(f"{error}; windows {batch.windows.index.tolist()} of {slides}") from error.__cause__
+
+    def close(self) -> None:
+        """End the pass and its processes; what the user holds stays. May be done twice, and from any thread."""
+        if not self._crew.is_ours or not self._end.alive:
+            self._end()
+            return
+        self._closing = True
+        self._crew.wake()
+        with self._lock:
+            self._end()
+
+    def _next_or_end(self) -> Batch | MixedBatch:
         if self._through:
             raise StopIteration
-        if not self._crew.is_ours:
-            raise RunError("this pass belongs to the process that began it, before a fork: begin one here, over the stream")
-        if not self._end.alive:
-            raise RunError("this pass was closed before it was through: begin another over the stream")
+        if self._closing or not self._end.alive:
+            raise RunError(_CLOSED)
         try:
             batch = self._next()
         except BaseException:
@@ -368,16 +401,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
             self._finish()
             raise StopIteration
         self._tally.windows += len(batch)
-        try:
-            return transformed(batch, self._transforms)
-        except TransformError as error:
-            self.close()
-            slides = ", ".join(sorted({slide.id for slide in batch.slides}))
-            raise CollectorError(f"{error}; windows {batch.windows.index.tolist()} of {slides}") from error.__cause__
-
-    def close(self) -> None:
-        """End the pass and its processes; what the user holds stays. May be done twice."""
-        self._end()
+        return batch
 
     def _finish(self) -> None:
         """Everything was given out: the crew has nothing to do, and may serve another pass."""
@@ -401,6 +425,8 @@ class Pass(Iterator["Batch | MixedBatch"]):
                 raise self._error
             if self._schedule.done:
                 return None
+            if self._closing:
+                raise RunError(_CLOSED)
             self._crew.wait()
 
     def _take(self) -> Batch | MixedBatch | None:

@@ -181,6 +181,10 @@ class Crew:
         self._poll.wait(timeout_s)
         self._return_slots()
 
+    def wake(self) -> None:
+        """Have a wait return, in whatever thread it is."""
+        self._wakeup.set()
+
     def ended(self) -> list[tuple[Worker, int]]:
         """Loaders that have ended, with their exit codes. They are still heard: what they said last may be on its way."""
         return self._processes.ended()

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,41 @@ def test_a_slow_user_slows_the_loader(bundled: Path, monkeypatch: pytest.MonkeyP
 
 
 # ---- ends
+
+
+@pytest.mark.parametrize("shuffle", [None, 0])
+def test_threads_that_take_from_one_pass_have_every_window_once_between_them(noisy: sw.Dataset, shuffle: int | None) -> None:
+    stream = sw.stream(loader_of(noisy, 48), shuffle=shuffle, chunk_px=1 << 14, batch_size=2)
+    begun = iter(stream)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: keys(begun), range(4)))
+    assert sorted(itertools.chain(*found)) == planned(noisy, 48)
+    assert stream.report.windows == sum(map(len, found))
+
+
+def test_a_pass_can_be_closed_while_another_thread_waits_for_its_next_batch(in_the_middle: Callable[..., sw.Stream]) -> None:
+    before = leftovers()
+    stream = in_the_middle(loaders=1)
+    begun = iter(stream)
+    next(begun)
+    for worker in workers_of(os.getpid(), "loader"):  # nothing more will come
+        os.kill(worker.pid, signal.SIGSTOP)
+    waiting = threading.Event()
+
+    def take() -> int:
+        taken = 0
+        while True:
+            waiting.set()
+            next(begun)
+            taken += 1
+
+    with ThreadPoolExecutor(1) as thread:
+        taking = thread.submit(take)
+        assert waiting.wait(30)
+        stream.close()
+        with pytest.raises(sw.RunError, match="this pass was closed before it was through"):
+            taking.result(30)
+    assert leftovers() == before
 
 
 @pytest.fixture

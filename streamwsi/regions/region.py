@@ -74,7 +74,8 @@ class Region:
 
     def _repair(self, shapely: Any) -> None:
         why = shapely.is_valid_reason(self.polygon)
-        made = shapely.make_valid(self.polygon, method="structure", keep_collapsed=False)
+        drawn = shapely.MultiPolygon([_with_holes_inside(shapely, part) for part in shapely.get_parts(self.polygon)])
+        made = shapely.make_valid(drawn, method="structure", keep_collapsed=False)
         parts = [part for part in shapely.get_parts(made) if part.geom_type == "Polygon" and part.area > 0]
         if not parts:
             raise AnnotationError(f"{self} has no area: {why}")
@@ -85,6 +86,17 @@ class Region:
         )
         object.__setattr__(self, "polygon", mended)
         object.__setattr__(self, "repaired", why)
+
+
+def _with_holes_inside(shapely: Any, polygon: Any) -> Any:
+    """Without holes that lie beside it, which a repair would make areas of."""
+    filled = _filled(shapely, polygon.exterior)
+    holes = [hole for hole in polygon.interiors if _filled(shapely, hole).intersects(filled)]
+    return shapely.Polygon(polygon.exterior, holes)
+
+
+def _filled(shapely: Any, ring: Any) -> Any:
+    return shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False)
 
 
 def nested_as_holes(regions: Iterable[Region], holes: Collection[str] | None = None) -> list[Region]:

@@ -195,6 +195,18 @@ def test_what_is_no_area_is_refused_or_left_out_as_asked(content, tmp_path: Path
     assert len(sw.read_annotations(path, areas_only=True)) == 1
 
 
+def test_a_hole_beside_its_polygon_does_not_become_an_area():
+    hole, beside, across = ([[x, y] for x, y in shapely.box(*box).exterior.coords] for box in HOLES)
+    region = sw.Region(shapely.Polygon(shapely.box(0, 0, 500, 500).exterior, [hole, beside, across]))
+    assert region.polygon.bounds == (0, 0, 500, 500) and region.repaired
+    assert region.polygon.area == 500**2 - 100**2 - 50 * 100
+    bow = sw.Region(shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)], [[(7, 4), (8, 4), (8, 5)], [(4, 1), (6, 1), (5, 2)]]))
+    assert bow.polygon.area == 50 - 0.5
+
+
+HOLES = [(100, 100, 200, 200), (700, 700, 800, 800), (450, 300, 550, 400)]
+
+
 def test_a_polygon_that_crosses_itself_is_repaired_and_said(caplog):
     bow = sw.Region(shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)]), "Tumor", "bow")
     assert bow.polygon.is_valid and bow.polygon.area == pytest.approx(50)

@@ -162,7 +162,7 @@ def _steps(
     decode = _alone(lambda: _decode_some(tiles)) * level_px
     with open_slide(slide, reader) as opened:
         resolved = _resolved(opened, slide, kernel, stride)
-        read = _alone(lambda: _read_some(opened, resolved)) * level_px
+    read = _alone(lambda: _read_some(slide, reader, resolved)) * level_px
     touched = _alone(lambda: _touch_some(kernel)) * windows * kernel**2
     loader, collector = stages["loader"], stages["collector"]
     return {
@@ -205,16 +205,17 @@ def _resolved(reader: SlideReader, slide: Path, kernel: int, stride: int) -> Res
     return resolve_slide(reader, (0, 0), slide.stem, sw.Slide(slide, slide.stem), Choices(Wanted.of()), reading)
 
 
-def _read_some(reader: SlideReader, resolved: ResolvedSlide) -> int:
+def _read_some(slide: Path, reader: str, resolved: ResolvedSlide) -> int:
     chunks = range(len(resolved.chunks()))
     largest = max(resolved.blank_chunk(number).pixels.nbytes for number in chunks[:_SLOTS])
     slots = [empty_pixels((largest,)) for _ in range(_SLOTS)]
     done = 0
-    for number in chunks:
-        if done >= _SAMPLE_PX:
-            break
-        chunk = read_chunk(reader, resolved, number, memory=slots[number % _SLOTS])
-        done += len(chunk.windows) * resolved.stride[0] * resolved.stride[1]
+    with open_slide(slide, reader) as opened:  # anew: no tile is in its cache
+        for number in chunks:
+            if done >= _SAMPLE_PX:
+                break
+            chunk = read_chunk(opened, resolved, number, memory=slots[number % _SLOTS])
+            done += len(chunk.windows) * resolved.stride[0] * resolved.stride[1]
     return done
 
 

@@ -80,7 +80,7 @@ def as_rows(result: Any) -> npt.NDArray[Any]:
     """
     if hasattr(result, "detach") and hasattr(result, "cpu"):
         result = result.detach().cpu()
-    if hasattr(result, "mask") and hasattr(result, "filled"):
+    if _is_masked(result) or (isinstance(result, (list, tuple)) and any(map(_is_masked, result))):
         raise PieceError("got a masked array, what is masked in it would be a value: fill it, with filled(numpy.nan), say")
     try:
         rows = np.asarray(result)
@@ -93,6 +93,10 @@ def as_rows(result: Any) -> npt.NDArray[Any]:
             f"{type(result).__name__}{hint}"
         )
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")).reshape(rows.shape)
+
+
+def _is_masked(value: Any) -> bool:
+    return hasattr(value, "mask") and hasattr(value, "filled")
 
 
 def _has_bytes(rows: npt.NDArray[Any]) -> bool:

@@ -233,6 +233,8 @@ class _Collector:
         except TransformError as error:
             where = f"transforms, patient {work.patient.id!r}, slide {work.slide.id!r}, {_places(batch.windows)}"
             raise UserCodeError(where) from error.__cause__ or error
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise UserCodeError(f"transforms, {self._where(work, batch.windows)}") from error
         try:
             return self._collector.process(batch)
         except USERS_ERRORS as error:

@@ -46,7 +46,7 @@ def machine_checks() -> Iterator[Check]:
 def _processors() -> Looked:
     there, quota = os.cpu_count() or 1, allowed_cpus()
     said = f"{available_cpus()} of {there} may be used"
-    return ok(said if quota is None or quota >= there else f"{said}: a control group allows the work of {quota:g}")
+    return ok(said if quota is None or quota > available_cpus() else f"{said}: a control group allows the work of {quota:g}")
 
 
 def _memory() -> Looked:

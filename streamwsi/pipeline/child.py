@@ -25,7 +25,6 @@ from streamwsi.wire.shared_memory import SharedSlots, SlotsSpec
 
 Role = Literal["loader", "collector", "writer", "publisher"]
 ROLES: tuple[Role, ...] = ("loader", "collector", "writer", "publisher")
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 _EXIT_FAILED = 1
 _EXIT_ALONE = 70
 
@@ -66,7 +65,7 @@ def main() -> None:
     faulthandler.enable()
     _take_no_signals()
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     pipe = _private_stdin()
     length = int.from_bytes(_read(pipe, 8), "little")
     data = _read(pipe, length)
@@ -93,12 +92,13 @@ def main() -> None:
 def _take_no_signals() -> None:
     """Do nothing when a terminal's Ctrl-C or a cluster's signal reaches all processes: the driver decides.
 
-    They are not ignored: what the user's code starts would ignore them too, and be waited for in vain when it is told to end.
+    Ctrl-C is ignored, by what the user's code starts too: it may be needed for what is in work. SIGTERM is not: programs end
+    those that they have started with it, and would wait for them in vain.
     """
-    for number in _ENDING:
-        signal.signal(number, _do_nothing)
-        if hasattr(signal, "siginterrupt"):
-            signal.siginterrupt(number, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _do_nothing)
+    if hasattr(signal, "siginterrupt"):
+        signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _do_nothing(number: int, frame: object) -> None:
@@ -109,22 +109,20 @@ def _let_go_at_fork(locks: tuple[int, ...]) -> None:
     """What the user's code forks off ends when it is told to, at once too, and does not keep the run's folders."""
     if not hasattr(os, "register_at_fork"):
         return
-    of_thread = threading.local()
+    of_thread, held = threading.local(), list(locks)
 
     def hold() -> None:
-        of_thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        of_thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
     def go_on() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, of_thread.mask)
 
     def let_go() -> None:
-        usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        for number, handler in usual.items():
-            if signal.getsignal(number) is _do_nothing:
-                signal.signal(number, handler)
-        for lock in locks:
+        if signal.getsignal(signal.SIGTERM) is _do_nothing:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while held:  # once: what it forks off in turn may have other files of these numbers
             with contextlib.suppress(OSError):
-                os.close(lock)
+                os.close(held.pop())
         go_on()
 
     os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=let_go)

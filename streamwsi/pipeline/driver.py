@@ -565,8 +565,11 @@ class Driver:
             return
         kind, _, text = message.error.partition(": ")
         of_name = "" if worker.role == "loader" else self._branch_of(worker).of_name
-        if message.user_code:
-            where = f"{message.what}, collector{of_name}" if of_name else message.what
+        where = f"{message.what}, collector{of_name}" if of_name else message.what
+        if message.user_code and self._signal is not None:
+            # what it had started may have been told to end too; if not, it will go wrong again
+            self._progress.say(f"{message.error} in {where}, while the run is being stopped")
+        elif message.user_code:
             self._failure = CollectorError(f"{message.error}\n  in {where}\n\n{message.traceback}")
         elif kind in _EXPLAINED:  # the message says it all
             self._failure = _EXPLAINED[kind](text)

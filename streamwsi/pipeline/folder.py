@@ -66,7 +66,7 @@ class OutputFolder:
             """What is removed when the run begins."""
             if before is None or self._goes is not None:
                 run = msgspec.structs.replace(run, run_id=secrets.token_hex(8))
-                goes = [] if self._goes is None else self._goes.finals
+                goes = set() if self._goes is None else set(self._goes.finals)
                 self._refuse_strange_files(file for file in _final_files(layout, run, run.patients) if file not in goes)
                 if any(layout.journal_dir.glob("*.sqlite")) and (
                     self._goes is None or self._goes.journal_dir != layout.journal_dir

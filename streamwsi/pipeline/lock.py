@@ -56,6 +56,8 @@ class FolderLock:
         self._path = path
         self._name = f"pid {os.getpid()} on {socket.gethostname()}"
         self._file: IO[str] | None = None
+        self._taking: IO[str] | None = None
+        """The file while it is not locked yet."""
         _held.add(self)
         while self._file is None:
             self._file = self._take(ending_s)
@@ -64,8 +66,9 @@ class FolderLock:
     def leave_to_parent(self) -> None:
         """In a process that was forked off: it is not the one that runs, and does not keep others out."""
         file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        for each in (file, self._taking):
+            if each is not None:
+                each.close()
 
     @property
     def descriptor(self) -> int | None:
@@ -108,7 +111,7 @@ class FolderLock:
         path = self._path
         existed = path.exists()
         age_s = time.time() - path.stat().st_mtime if existed else STALE_S
-        file = path.open("a+")
+        file = self._taking = path.open("a+")
         try:
             if self._lock(file, ending_s):
                 if not self._lies_there(file):
@@ -122,6 +125,8 @@ class FolderLock:
         except BaseException:
             file.close()
             raise
+        finally:
+            self._taking = None
         return file
 
     def _lies_there(self, file: IO[str]) -> bool:

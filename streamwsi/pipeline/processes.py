@@ -140,7 +140,7 @@ def _environment(role: Role) -> dict[str, str]:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while a child is started: it inherits that, and ignores them before it lets them in."""
+    """Hold SIGINT and SIGTERM back while a child is started: it inherits that, and lets them in when they do nothing."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

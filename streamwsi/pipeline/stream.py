@@ -9,10 +9,12 @@ ordered ahead, and no further: a slow user slows them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -222,14 +224,13 @@ class Stream:
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._tally = _Tally(0)
         self._keeps = False
-        self._idle: Crew | None = None
-        self._lock = threading.Lock()
+        self._idle: deque[Crew] = deque()
+        """A crew that waits for the next pass, if there is one."""
 
     def __iter__(self) -> Pass:
         """Begin a pass."""
-        with self._lock:
-            epoch, self.epoch = self.epoch, self.epoch + 1
-            crew, self._idle = self._idle, None
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        crew = self._kept()
         if crew is None or not crew.is_open:
             crew = Crew(self._crew_options(epoch))
         self._tally = _Tally(epoch)
@@ -253,12 +254,20 @@ class Stream:
 
     def close(self) -> None:
         """End all passes and their processes. Batches that the user holds stay as they are; the stream can be used again."""
-        for each in list(self._passes):
+        for each in self._begun():
             each.close()
-        with self._lock:
-            idle, self._idle = self._idle, None
-        if idle is not None:
-            idle.close()
+        while (crew := self._kept()) is not None:
+            crew.close()
+
+    def _begun(self) -> list[Pass]:
+        while True:
+            with contextlib.suppress(RuntimeError):  # another thread has just begun one
+                return list(self._passes)
+
+    def _kept(self) -> Crew | None:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return None
 
     def __enter__(self) -> Stream:
         self._keeps = True
@@ -273,11 +282,10 @@ class Stream:
 
     def _keep(self, crew: Crew) -> bool:
         """Take the crew of a pass that is through, for the next one; False where none is to be kept."""
-        with self._lock:
-            if not self._keeps or self.options.new_draw or self._idle is not None or not crew.is_open:
-                return False
-            self._idle = crew
-            return True
+        if not self._keeps or self.options.new_draw or self._idle or not crew.is_open:
+            return False
+        self._idle.append(crew)
+        return True
 
     def _crew_options(self, epoch: int) -> CrewOptions:
         options = self.options
@@ -353,9 +361,11 @@ class Pass(Iterator["Batch | MixedBatch"]):
         self._deaths = 0
         """Ends of loaders that count against `max_restarts`."""
         self._through = False
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._inside: int | None = None
+        """The thread that takes a batch, and has the lock."""
         self._closing = False
-        """Somebody waits for the thread that has the lock to let go of it."""
+        """Whoever takes a batch is to let go of it."""
         self._end = weakref.finalize(self, _end, crew, self._cutter)
         tally.transport = crew.transport
         for name in crew.ready:
@@ -366,10 +376,18 @@ class Pass(Iterator["Batch | MixedBatch"]):
 
     def __next__(self) -> Batch | MixedBatch:
         """The next batch; waits until it is there. Raises SlideError, CollectorError or RunError where that cannot be."""
-        if not self._through and not self._crew.is_ours:
+        if self._through:
+            raise StopIteration
+        if not self._crew.is_ours:
             raise RunError("this pass belongs to the process that began it, before a fork: begin one here, over the stream")
+        if self._inside == threading.get_ident():
+            raise RunError("this pass is asked for a batch, by a signal's handler, say, while it looks for one")
         with self._lock:
-            batch = self._next_or_end()
+            self._inside = threading.get_ident()
+            try:
+                batch = self._next_or_end()
+            finally:
+                self._inside = None
         try:
             return transformed(batch, self._transforms)
         except TransformError as error:
@@ -378,28 +396,32 @@ class Pass(Iterator["Batch | MixedBatch"]):
             raise CollectorError(f"{error}; windows {batch.windows.index.tolist()} of {slides}") from error.__cause__
 
     def close(self) -> None:
-        """End the pass and its processes; what the user holds stays. May be done twice, and from any thread."""
+        """End the pass and its processes; what the user holds stays. May be done twice, and from anywhere."""
         if not self._crew.is_ours or not self._end.alive:
             self._end()
             return
         self._closing = True
         self._crew.wake()
+        if self._inside == threading.get_ident():
+            return  # from a signal's handler: what it has interrupted ends the pass
         with self._lock:
             self._end()
 
     def _next_or_end(self) -> Batch | MixedBatch:
         if self._through:
             raise StopIteration
-        if self._closing or not self._end.alive:
+        if not self._end.alive:
             raise RunError(_CLOSED)
         try:
             batch = self._next()
         except BaseException:
-            self.close()
+            self._end()
             raise
         if batch is None:
             self._finish()
             raise StopIteration
+        if self._closing:
+            self._end()
         self._tally.windows += len(batch)
         return batch
 
@@ -411,12 +433,14 @@ class Pass(Iterator["Batch | MixedBatch"]):
             self._end.detach()
             self._cutter.close()
         else:
-            self.close()
+            self._end()
 
     # ---- the loop
 
     def _next(self) -> Batch | MixedBatch | None:
         while True:
+            if self._closing:
+                raise RunError(_CLOSED)
             self._hear()
             batch = self._take()
             if batch is not None:
@@ -425,8 +449,6 @@ class Pass(Iterator["Batch | MixedBatch"]):
                 raise self._error
             if self._schedule.done:
                 return None
-            if self._closing:
-                raise RunError(_CLOSED)
             self._crew.wait()
 
     def _take(self) -> Batch | MixedBatch | None:

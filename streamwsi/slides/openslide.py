@@ -34,6 +34,8 @@ _EXACT_PX = 0.95 / 512
 """A region that begins this close to a whole pixel of the level is copied as it is."""
 _SEARCH_PX = 512
 """How far before the wanted place an exact one is looked for."""
+_FAR_PX = 1 << 22
+"""What may be read at once for the sake of a single tile."""
 _LARGEST_READ_PX = 4096
 """OpenSlide cuts larger regions into pieces of this size itself, and those begin at fractional places again."""
 
@@ -91,7 +93,7 @@ class OpenSlideReader:
                 self.read_into(level, x, y, out)
 
     def read_tile(self, level: int, x: int, y: int, out: UInt8Array) -> float:
-        """As :meth:`read_into`, of a small region inside the level, exact wherever one read can be, however much it takes.
+        """As :meth:`read_into`, of a small region inside the level, exact wherever one read of 4 million pixels can be.
 
         Returns the shift that is left, in pixels of the level; 0: none. Raises RegionError when the region cannot be read.
         """
@@ -111,11 +113,20 @@ class OpenSlideReader:
 
         Of a tile of this (height, width, …), where that is given, as :meth:`read_tile` reads it.
         """
-        search = _SEARCH_PX if tile is None else _reach(tile)
-        return max(
-            float(_snap_table(extent, self.info.level_downsamples[level], search)[1][place])
-            for place, extent in zip((x, y), self.info.level_dimensions[level], strict=True)
-        )
+        near = max(shift for _, shift in self._snapped(level, x, y, _SEARCH_PX))
+        if tile is None or not near:
+            return near
+        (first_x, shift_x), (first_y, shift_y) = self._snapped(level, x, y, _reach(tile))
+        is_exact = not shift_x and not shift_y and (x - first_x + tile[1]) * (y - first_y + tile[0]) <= _FAR_PX
+        return 0.0 if is_exact else near
+
+    def _snapped(self, level: int, x: int, y: int, search_px: int) -> list[tuple[int, float]]:
+        """Along each axis, where a read begins that is to give what lies at (x, y), and the shift that is left."""
+        found = []
+        for place, extent in zip((x, y), self.info.level_dimensions[level], strict=True):
+            places, shifts = _snap_table(extent, self.info.level_downsamples[level], search_px)
+            found.append((int(places[place]), float(shifts[place])))
+        return found
 
     def tiles_read(self) -> TilesRead | None:
         """None: OpenSlide does not say."""
@@ -146,9 +157,7 @@ class OpenSlideReader:
 
     def _read_exact(self, level: int, x: int, y: int, out: UInt8Array, search_px: int = _SEARCH_PX) -> None:
         downsample = self.info.level_downsamples[level]
-        level_width, level_height = self.info.level_dimensions[level]
-        first_x = int(_snap_table(level_width, downsample, search_px)[0][x])
-        first_y = int(_snap_table(level_height, downsample, search_px)[0][y])
+        (first_x, _), (first_y, _) = self._snapped(level, x, y, search_px)
         location = (round(first_x * downsample), round(first_y * downsample))
         self._read(location, level, (x - first_x, y - first_y), out)
 

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,6 +266,33 @@ def test_threads_that_take_from_one_pass_have_every_window_once_between_them(noi
         found = list(threads.map(lambda _: keys(begun), range(4)))
     assert sorted(itertools.chain(*found)) == planned(noisy, 48)
     assert stream.report.windows == sum(map(len, found))
+
+
+def test_a_signals_handler_may_close_a_stream_that_is_looking_for_a_batch(in_the_middle: Callable[..., sw.Stream]) -> None:
+    before = leftovers()
+    stream = in_the_middle(loaders=1)
+    begun = iter(stream)
+    next(begun)
+    for worker in workers_of(os.getpid(), "loader"):  # nothing more will come
+        os.kill(worker.pid, signal.SIGSTOP)
+    asked: list[str] = []
+
+    def close(number: int, frame: object) -> None:
+        if begun._inside is not None:
+            with pytest.raises(sw.RunError, match="asked for a batch, by a signal's handler"):
+                next(begun)
+            asked.append("yes")
+            stream.close()
+
+    usual = signal.signal(signal.SIGALRM, close)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        with pytest.raises(sw.RunError, match="this pass was closed before it was through"):
+            deque(begun)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert asked and leftovers() == before
 
 
 def test_a_pass_can_be_closed_while_another_thread_waits_for_its_next_batch(in_the_middle: Callable[..., sw.Stream]) -> None:

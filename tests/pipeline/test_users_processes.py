@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 import streamwsi as sw
+from tests.pipeline.conftest import CLI
+from tests.pipeline.test_failures import wait_for
 
 
 class Starts(sw.StreamCollector):
@@ -28,6 +31,35 @@ class Starts(sw.StreamCollector):
         os.kill(forked, signal.SIGTERM)
         ends = [executed.wait(60), -os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])]
         return np.tile([-ends[0], ends[1]], (len(batch), 1))
+
+
+class Forks(sw.StreamCollector):
+    """Forks off a process that opens files, of whatever numbers are free, and forks in turn."""
+
+    def process(self, batch: sw.Batch) -> Any:
+        child = os.fork()
+        if not child:
+            files = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+            grandchild = os.fork()
+            if not grandchild:
+                with contextlib.suppress(OSError):
+                    os._exit(sum(len(os.read(file, 1)) for file in files))
+                os._exit(9)  # one was closed
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+        return np.full(len(batch), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+class Waits(sw.StreamCollector):
+    """Runs a program in the run's own group, which a signal to the whole job ends."""
+
+    arguments = ("begun",)
+
+    def __init__(self, begun: str) -> None:
+        self.begun = begun
+
+    def process(self, batch: sw.Batch) -> Any:
+        waits = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpgrp())); time.sleep(600)"
+        subprocess.run([sys.executable, "-c", waits, self.begun], check=True)
 
 
 class Leaves(sw.StreamCollector):
@@ -64,6 +96,23 @@ def test_they_end_when_they_are_told_to(one_patient: sw.Dataset, tmp_path: Path)
     assert run(one_patient, tmp_path, Starts()).exit_code == 0
     (file,) = tmp_path.glob("*.h5")
     assert (sw.read_pieces(file).values == signal.SIGTERM).all()
+
+
+def test_they_keep_the_files_that_they_open_when_they_fork_in_turn(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    assert run(one_patient, tmp_path, Forks()).exit_code == 0
+    (file,) = tmp_path.glob("*.h5")
+    assert (sw.read_pieces(file).values == 0).all()
+
+
+def test_what_a_signal_to_the_whole_job_ends_does_not_fail_the_run(bundled: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    command = [*CLI, "heatmap", bundled, "--out", tmp_path / "out", "--kernel-size", "512", "--quiet"]
+    collector = ["--collector", f"{__file__}:Waits", "--arg", f"begun={begun}"]
+    started = subprocess.Popen([*command, *collector], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: begun.exists() and begun.read_text() == str(started.pid))
+    os.killpg(started.pid, signal.SIGTERM)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 128 + signal.SIGTERM, said
 
 
 def test_one_that_outlives_the_run_does_not_keep_its_folder(one_patient: sw.Dataset, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class _Loader:
         elif isinstance(message, CloseSlide):
             tiles = self._slides.close((message.patient, message.slide))
             if tiles is not None:
-                self._seat.control.send(SlideClosed(message.patient, message.slide, tiles.decoded, tiles.seen))
+                self._seat.control.send(SlideClosed(message.patient, message.slide, *tiles))
         elif isinstance(message, EndpointGone):
             self._outputs.forget(message.endpoint)
 

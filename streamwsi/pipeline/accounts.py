@@ -112,6 +112,13 @@ class Accounts:
         slide = self.slide(key)
         slide.tiles_decoded, slide.tiles_distinct = decoded, distinct
 
+    def tiles_shifted(self, key: SlideKey, shifted_px: float) -> None:
+        """What a loader says of tiles that it has not decoded itself."""
+        slide = self.slide(key)
+        if shifted_px > slide.resampled_px:
+            slide.resampled_px = shifted_px
+            self.warn(f"slide {slide.id!r}: tiles that could not be decoded directly are shifted by up to {shifted_px:.3f} px")
+
     def published(self, message: messages.PatientPublished, partial: bool) -> None:
         """A patient's file has its final name."""
         patient = self._patients[message.patient]

@@ -511,6 +511,7 @@ class Driver:
         for branch in self._branches:
             if message.patient in branch.accounts.todo:
                 branch.accounts.tiles_decoded(key, decoded, seen.bit_count())
+                branch.accounts.tiles_shifted(key, message.shifted_px)
 
     def _chunk_read(self, worker: Worker, message: messages.ChunkRead) -> None:
         wanted = self._scheduler.chunk_read(message.lease)

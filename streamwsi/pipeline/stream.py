@@ -361,7 +361,7 @@ class Pass(Iterator["Batch | MixedBatch"]):
         self._deaths = 0
         """Ends of loaders that count against `max_restarts`."""
         self._through = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come where it is taken, and wants it too
         self._inside: int | None = None
         """The thread that takes a batch, and has the lock."""
         self._closing = False

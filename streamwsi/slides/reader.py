@@ -37,6 +37,8 @@ class TilesRead(NamedTuple):
     """Tiles, counted as often as they were decoded."""
     seen: bytes
     """A bit for each tile of each level: whether it was ever decoded; tiles without data never are."""
+    shifted_px: float = 0.0
+    """Largest shift, in pixels of its level, of a tile that could only be had resampled; 0: there was none."""
 
 
 class SlideReader(Protocol):

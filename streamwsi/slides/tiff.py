@@ -63,8 +63,7 @@ class TiffReader:
         self._scratch = threading.local()
         self._lock = threading.Lock()
         self._decoded = 0
-        self._told = False
-        """That a tile was resampled."""
+        self._shifted_px = 0.0
         self._seen = [np.zeros(level.shape, bool) for level in self.levels]
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
@@ -124,7 +123,7 @@ class TiffReader:
     def tiles_read(self) -> TilesRead:
         """How many tiles were decoded, and which; see :meth:`SlideReader.tiles_read`."""
         seen = np.concatenate([level.ravel() for level in self._seen])
-        return TilesRead(self._decoded, np.packbits(seen).tobytes())
+        return TilesRead(self._decoded, np.packbits(seen).tobytes(), self._shifted_px)
 
     def close(self) -> None:
         """Let go of the file; reads that are under way end as if nothing had happened."""
@@ -218,8 +217,7 @@ class TiffReader:
         left, top = column * level.tile[0], row * level.tile[1]
         width, height = min(level.tile[0], level.extent[0] - left), min(level.tile[1], level.extent[1] - top)
         shift = self.openslide.read_tile(number, left, top, out[:height, :width])
-        if shift and not self._told:
-            self._told = True
+        if shift and not self._shifted_px:
             _log.warning(
                 "%s: a tile of level %d at (%d, %d) that is not decoded directly is shifted by %.3f px, as others may be",
                 self.openslide.path,
@@ -228,6 +226,7 @@ class TiffReader:
                 top,
                 shift,
             )
+        self._shifted_px = max(self._shifted_px, shift)
         return out
 
     def _decode_directly(self, file: TileFile, number: int, row: int, column: int, out: UInt8Array) -> UInt8Array:

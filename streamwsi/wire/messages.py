@@ -257,6 +257,8 @@ class SlideClosed(Message, frozen=True):
     tiles_decoded: int
     tiles_seen: bytes
     """A bit for each tile of each level: whether it was ever decoded."""
+    shifted_px: float
+    """Largest shift, in pixels of its level, of a tile that could only be had resampled."""
 
 
 class ChunkCollected(Message, frozen=True):

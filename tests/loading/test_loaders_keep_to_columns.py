@@ -54,7 +54,9 @@ def decodes_per_tile(path: Path, n_loaders: int, stride: int, seed: int = 0) -> 
                 read_chunk(readers[name], resolved, order.chunk)
                 scheduler.chunk_read(order.lease)
                 n_read += 1
-        counts, seen = zip(*(reader.tiles_read() for reader in readers.values() if isinstance(reader, TiffReader)), strict=True)
+        counts, seen, _ = zip(
+            *(reader.tiles_read() for reader in readers.values() if isinstance(reader, TiffReader)), strict=True
+        )
     distinct = np.bitwise_or.reduce([np.frombuffer(bits, np.uint8) for bits in seen])
     return sum(counts) / int(np.unpackbits(distinct).sum())
 

@@ -47,7 +47,7 @@ def decodes_per_tile(path: Path, kernel: int, stride: int) -> float:
         with ThreadPoolExecutor(2) as threads:
             for _ in threads.map(partial(read_size, reader, resolved), range(len(resolved.chunks()))):
                 pass
-        decoded, seen = reader.tiles_read()
+        decoded, seen, _ = reader.tiles_read()
     return decoded / int(np.unpackbits(np.frombuffer(seen, np.uint8)).sum())
 
 
@@ -117,6 +117,6 @@ def test_tiles_of_sampled_windows_are_decoded_once_and_kept_only_where_others_ma
         resolved = resolve(reader, path, kernel=kernel, sampler=Checkered(kernel, first))
         chunks = [read_chunk(reader, resolved.for_chunk(number), number) for number in range(len(resolved.chunks()))]
         assert all((chunk.pixels == 255).all() for chunk in chunks)
-        decoded, seen = reader.tiles_read()
+        decoded, seen, _ = reader.tiles_read()
         assert decoded <= MOST * int(np.unpackbits(np.frombuffer(seen, np.uint8)).sum())
         assert (cache.held_bytes > 0) == kept

@@ -21,6 +21,7 @@ from tests.pipeline.conftest import CLI
 from tests.pipeline.test_failures import PROMPT_S, begin, finish
 from tests.pipeline.test_results import arrays_of
 from tests.pipeline.test_sampled_windows import Scattered
+from tests.slides.test_tiff_reader import FAR_APART, foreign_and_odd_tiles
 
 KERNEL = 64
 COARSE = (0.499, 1.0, 2.9)
@@ -292,3 +293,14 @@ def test_a_stream_has_the_windows_of_every_resolution_shuffled_or_not(small: Pat
         np.testing.assert_array_equal(passes[1][index], pixels)
     start = 2 * KERNEL, KERNEL * 2
     assert [sum_of(one) for one in passes[0][7]] == expected_sums(image, start)
+
+
+@pytest.mark.parametrize("kind", ["missing", "odd"])
+def test_tiles_that_could_only_be_had_resampled_are_in_the_report(tmp_path: Path, kind: str) -> None:
+    path = foreign_and_odd_tiles(tmp_path / "far.svs", FAR_APART, 0, [80], kind)
+    loader = sw.SlidingWindowLoader(sw.Dataset.from_paths([path]), 48, level=1, border="crop")
+    report = sw.MeanCollector().start_collecting(loader, sw.HDF5StreamWriter(tmp_path / "out"), quiet=True)
+    (slide,) = report.patients[0].slides
+    assert slide.reader == "tiff" and 0.1 < slide.resampled_px < 0.5
+    (warning,) = (text for text in report.warnings if "shifted by up to 0." in text)
+    assert ("tiles that could not be decoded directly" in warning) == (kind == "odd")

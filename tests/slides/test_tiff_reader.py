@@ -258,6 +258,7 @@ def test_where_it_cannot_but_shift_a_tile_that_is_said(tmp_path, caplog, kind):
         assert both.direct.resampled_px(0) == 0
         both.direct.read_region(1, 80 * TILE[0], 0, *TILE)
         both.direct.read_region(1, 80 * TILE[0], 0, *TILE)
+        assert both.direct.tiles_read().shifted_px > 0.1
     (said,) = (record.message for record in caplog.records if "shifted" in record.message)
     assert "a tile of level 1 at (5120, 0) that is not decoded directly is shifted by 0." in said
 
@@ -594,7 +595,7 @@ def test_regions_without_pixels_read_nothing(shared_slides, shape):
     with open_slide(shared_slides / name, "tiff") as reader:
         assert reader.read_region(0, x, y, shape[1], shape[0]).shape == (*shape, 3)
         reader.read_parts(0, [])
-        assert reader.tiles_read() == (0, bytes(len(reader.tiles_read().seen)))
+        assert reader.tiles_read() == (0, bytes(len(reader.tiles_read().seen)), 0.0)
 
 
 def test_no_parts_are_read_by_any_reader(bundled):
@@ -684,10 +685,10 @@ def noise_image(reader: SlideReader) -> UInt8Array:
 def test_tiles_are_counted(tmp_path, images):
     path = write(tmp_path / "slide.tiff", [lacking(page, (0, 1)) for page in pyramid(KINDS["zstd"], images, TILE)])
     with open_slide(path, "tiff") as reader:
-        assert reader.tiles_read() == (0, bytes(9))  # 49, 16 and 4 tiles
+        assert reader.tiles_read() == (0, bytes(9), 0.0)  # 49, 16 and 4 tiles
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(lambda _: reader.read_region(0, 0, 0, 128, 96), range(50)))
-        decoded, seen = reader.tiles_read()
+        decoded, seen, _ = reader.tiles_read()
     assert decoded == 50 * 3
     assert np.flatnonzero(np.unpackbits(np.frombuffer(seen, np.uint8))).tolist() == [0, 7, 8]  # not the one without data
 
@@ -697,7 +698,7 @@ def test_what_parts_share_is_decoded_once(tmp_path, images, boxes):
     with open_slide(write(tmp_path / "slide.tiff", pyramid(KINDS["zstd"], images, TILE)), "tiff") as reader:
         parts = [(x, y, np.zeros((TILE[1], TILE[0], 3), np.uint8)) for x, y in boxes]
         reader.read_parts(0, parts)
-        decoded, seen = reader.tiles_read()
+        decoded, seen, _ = reader.tiles_read()
         for x, y, out in parts:
             np.testing.assert_array_equal(out, images[0][y : y + TILE[1], x : x + TILE[0]])
     assert decoded == np.unpackbits(np.frombuffer(seen, np.uint8)).sum()

@@ -124,6 +124,17 @@ def test_one_that_outlives_the_run_does_not_keep_its_folder(one_patient: sw.Data
     pipe.write_text("")  # it is still there: else nobody would read
 
 
+def leave(_: Any) -> Any:
+    """A transform that ends its process, or tries to."""
+    sys.exit("no stain to go by")
+
+
+def test_a_transform_that_exits_is_the_users_error(one_patient: sw.Dataset, tmp_path: Path) -> None:
+    loader = sw.SlidingWindowLoader(one_patient, 512, border="crop", transforms={"pixels": leave})
+    with pytest.raises(sw.CollectorError, match=r"SystemExit: no stain to go by\n  in transforms, .*patient"):
+        sw.MeanCollector().start_collecting(loader, sw.HDF5StreamWriter(tmp_path), quiet=True)
+
+
 def test_code_that_exits_is_the_users_error(one_patient: sw.Dataset, tmp_path: Path) -> None:
     with pytest.raises(sw.CollectorError, match=r"SystemExit: the model is not there\n  in Exits.process, patient"):
         run(one_patient, tmp_path, Exits())

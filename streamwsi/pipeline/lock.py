@@ -149,7 +149,10 @@ class FolderLock:
                 if self._holder_is_alive():
                     raise self._refusal("it is under way") from None
                 if time.monotonic() > until:
-                    raise self._refusal(f"its driver is gone, but children of it have not ended in {ending_s:.0f} s") from None
+                    who = ", ".join(f"pid {process}" for process in _others_with(file))
+                    raise self._refusal(
+                        f"its driver is gone, but children of it have not ended in {ending_s:.0f} s{who and ': '}{who}"
+                    ) from None
                 pause.wait(0.05)
             except OSError:
                 return False
@@ -182,3 +185,18 @@ class FolderLock:
             f"{self._path.parent} is in use by another run ({self._holder() or 'unknown process'}; {why}): wait until it has "
             f"ended, or choose another folder"
         )
+
+
+def _others_with(file: IO[str]) -> list[int]:
+    """Processes that have a file open; none where the system does not show that."""
+    ours, found = os.fstat(file.fileno()), []
+    for process in Path("/proc").glob("[0-9]*"):
+        descriptors: list[Path] = []
+        with contextlib.suppress(OSError):  # it is another user's, or has just ended
+            descriptors = list((process / "fd").iterdir())
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(ours, descriptor.stat()):
+                    found.append(int(process.name))
+                    break
+    return sorted(set(found) - {os.getpid()})

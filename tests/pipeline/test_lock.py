@@ -67,7 +67,7 @@ def test_the_children_of_a_driver_that_is_gone_are_waited_for(tmp_path: Path) ->
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / ".lock").write_text(f"pid {gone.pid} on {socket.gethostname()}\n")
-    with pytest.raises(OutputError, match=r"children of it have not ended in 0 s"):
+    with pytest.raises(OutputError, match=rf"children of it have not ended in 0 s: pid {child.pid}\)"):
         FolderLock(tmp_path / ".lock", ending_s=0.2)
     ending = threading.Timer(0.2, end, (child,))
     ending.start()

@@ -234,11 +234,12 @@ def with_a_chunk(batch_size: int, always: bool) -> Ahead:
 
 def test_a_collector_gives_signs_of_life_within_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     seats: list[Seat] = []
-    heard = threading.Event()
+    ready, heard = threading.Event(), threading.Event()
     numbers = itertools.count()
 
     class Slow(StreamCollector):
         def process(self, batch: Batch) -> Any:
+            assert ready.wait(30)
             if next(numbers) == 1:
                 assert heard.wait(30)
                 Poll(seats[0].control).wait(30)  # the word to stop comes
@@ -248,6 +249,7 @@ def test_a_collector_gives_signs_of_life_within_a_chunk(monkeypatch: pytest.Monk
     monkeypatch.setattr(collecting_main, "_LISTEN_EVERY_S", -1.0)
     monkeypatch.setattr(seat_module, "_SIGN_EVERY_S", -1.0)
     with serving(Slow(), seats) as server:
+        ready.set()
         Poll(server).wait(30)
         assert [type(message) for _, message in server.receive()] == [StillAtWork]
         heard.set()

@@ -230,11 +230,9 @@ class _Collector:
     def _processed(self, work: ChunkWork, batch: Batch) -> Any:
         try:
             batch = transformed(batch, self._transforms)
-        except TransformError as error:
+        except (TransformError, SystemExit, KeyboardInterrupt) as error:
             where = f"transforms, patient {work.patient.id!r}, slide {work.slide.id!r}, {_places(batch.windows)}"
             raise UserCodeError(where) from error.__cause__ or error
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise UserCodeError(f"transforms, {self._where(work, batch.windows)}") from error
         try:
             return self._collector.process(batch)
         except USERS_ERRORS as error:

@@ -24,6 +24,7 @@ import openslide
 import pytest
 
 import streamwsi as sw
+from streamwsi.pipeline.stream import Pass
 from streamwsi.sampling.sampler import Places, Sampler
 from streamwsi.sampling.scene import Scene
 from tests.helpers import BAD_TILE, grid_windows, level_image, noise_levels, slide_file, write_tiff
@@ -268,13 +269,19 @@ def test_threads_that_take_from_one_pass_have_every_window_once_between_them(noi
     assert stream.report.windows == sum(map(len, found))
 
 
+def stuck(stream: sw.Stream) -> Pass:
+    """A pass whose loaders stand still: nothing more will come than is there."""
+    begun = iter(stream)
+    next(begun)
+    for worker in workers_of(os.getpid(), "loader"):
+        os.kill(worker.pid, signal.SIGSTOP)
+    return begun
+
+
 def test_a_signals_handler_may_close_a_stream_that_is_looking_for_a_batch(in_the_middle: Callable[..., sw.Stream]) -> None:
     before = leftovers()
     stream = in_the_middle(loaders=1)
-    begun = iter(stream)
-    next(begun)
-    for worker in workers_of(os.getpid(), "loader"):  # nothing more will come
-        os.kill(worker.pid, signal.SIGSTOP)
+    begun = stuck(stream)
     asked: list[str] = []
 
     def close(number: int, frame: object) -> None:
@@ -298,18 +305,12 @@ def test_a_signals_handler_may_close_a_stream_that_is_looking_for_a_batch(in_the
 def test_a_pass_can_be_closed_while_another_thread_waits_for_its_next_batch(in_the_middle: Callable[..., sw.Stream]) -> None:
     before = leftovers()
     stream = in_the_middle(loaders=1)
-    begun = iter(stream)
-    next(begun)
-    for worker in workers_of(os.getpid(), "loader"):  # nothing more will come
-        os.kill(worker.pid, signal.SIGSTOP)
+    begun = stuck(stream)
     waiting = threading.Event()
 
-    def take() -> int:
-        taken = 0
-        while True:
-            waiting.set()
-            next(begun)
-            taken += 1
+    def take() -> None:
+        waiting.set()
+        deque(begun)
 
     with ThreadPoolExecutor(1) as thread:
         taking = thread.submit(take)

@@ -131,7 +131,7 @@ def leave(_: Any) -> Any:
 
 def test_a_transform_that_exits_is_the_users_error(one_patient: sw.Dataset, tmp_path: Path) -> None:
     loader = sw.SlidingWindowLoader(one_patient, 512, border="crop", transforms={"pixels": leave})
-    with pytest.raises(sw.CollectorError, match=r"SystemExit: no stain to go by\n  in transforms, .*patient"):
+    with pytest.raises(sw.CollectorError, match=r"SystemExit: no stain to go by\n  in transforms, patient"):
         sw.MeanCollector().start_collecting(loader, sw.HDF5StreamWriter(tmp_path), quiet=True)
 
 
